@@ -49,7 +49,7 @@ OptimizerName = Literal["adamw", "sgd"]
 SharedOptimizerName = Literal["same", "adamw", "sgd"]
 ServerOptimizerName = str  # a name of `common.registry.SERVER_OPTIMIZERS`
 CombinationName = str  # a name of `common.registry.COMBINATIONS`
-GridName = Literal["local", "ray"]
+GridName = Literal["local", "processes", "ray"]
 BadRows = Literal["refuse", "skip"]
 EvaluateOn = Literal["test", "validation"]
 Phase = Literal["warmup", "main", "close"]
@@ -621,11 +621,13 @@ class RunConfig(Section):
 
     seed: int = setting(0, "The seed of everything that must repeat.", low=0, high=2**63 - 1)
     grid: GridName = setting(
-        "local", "Where simulated devices run: in this process, or in Ray's workers.", simulated=True
+        "local",
+        "Where simulated devices run: in this process, in several of this machine, or in Ray's workers.",
+        simulated=True,
     )
     workers: int = setting(
         0,
-        "How many people are served at a time; 0 stands for one per core.",
+        "How many people are served at a time, by so many threads or processes; 0 stands for one per core.",
         low=0,
         high=1024,
         simulated=True,

@@ -47,6 +47,7 @@ __all__ = [
     "TooManyDropouts",
     "UpstreamError",
     "UsageError",
+    "WorkerLost",
 ]
 
 
@@ -269,6 +270,12 @@ class JournalError(PenchantError):
     """The journal or a checkpoint can't be read or written."""
 
     code = "journal"
+
+
+class WorkerLost(JournalError):
+    """A process that serves simulated devices is gone, with the attempts that were open in it."""
+
+    code = "worker-lost"
 
 
 class SuperLinkError(JournalError):

@@ -55,6 +55,16 @@ def test_of_people_the_largest_group_is_the_row() -> None:
     assert blocks.ratio == 0.9
 
 
+def test_work_is_held_against_the_floor_of_its_operations() -> None:
+    row = {"p50_ms": 30.0, "gigaflop": 1.0, "gigaflop_a_second": 50.0, "ratio": 1.5}
+    ranking, training = table.roofline(
+        {"rows": [row | {"what": "ranking 16 answers"}, row | {"what": "training"}]}
+    )
+    assert (ranking.value, ranking.ratio, ranking.aim) == (30.0, 1.5, "≤ 1.5")
+    assert ranking.against == "1 GFLOP at 50 a second"
+    assert "memory" in training.aim
+
+
 def test_a_peer_s_simulation_is_held_against_ours() -> None:
     found = {
         "given": {"people": 34, "rounds": 2},

@@ -56,6 +56,7 @@ from penchant.client.device.preference_store import (
     marks_of,
 )
 from penchant.client.device.privacy_report import PrivacyReport, privacy_report
+from penchant.client.device.ranked import Ranked
 from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.best_of_n import Generator
 from penchant.client.learning.doubt import Doubt, doubt_of, numbers_kept
@@ -144,22 +145,6 @@ class OfflineConfig(Section):
     @classmethod
     def _title(cls) -> str:
         return "offline"
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One response with its scores; a higher one is liked more. `common`: by the model without the person.
-
-    error: the standard error of `personal`. over_next: how likely the owner would rather have this response
-    than the next one below, with the doubt about the model in it; None for the last. Both are None where no
-    errors are known of the model in use (`Standing`).
-    """
-
-    response: str = field(repr=False)
-    personal: float
-    common: float
-    error: float | None = None
-    over_next: float | None = None
 
 
 @dataclass(frozen=True)

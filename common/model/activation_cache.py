@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from penchant.common.model.tails import Activations, Tail, log
 
 CACHE_BYTES = 4 << 30
 _WARM_TEXTS = 16
+_ALIGNED = 64  # bytes: where a tensor may begin in a file, as in memory that torch gives out
 
 Text = str | tuple[str, str]
 
@@ -76,6 +83,42 @@ class PrefixCache:
                     for (_, text, _), entry in zip(chunk, entries, strict=True):
                         self._keep(_key(text), entry)
 
+    def write(self, path: Path) -> None:
+        """Write all that is kept to a file, for `read` of a cache of the same model in any process.
+
+        First the length of an index, in 8 bytes, then the index, then the numbers of each tensor.
+        """
+        with self._changed:
+            kept = list(self._kept.items())
+        index: dict[str, list[tuple[str, list[int], int]]] = {}
+        end = 0
+        for key, entry in kept:
+            index[key.hex()] = places = []
+            for tensor in entry:
+                places.append((str(tensor.dtype).removeprefix("torch."), list(tensor.shape), end))
+                end += _up(tensor.numel() * tensor.element_size())
+        head = json.dumps(index).encode()
+        with path.open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            file.write(bytes(_up(file.tell()) - file.tell()))
+            for tensor in itertools.chain.from_iterable(entry for _, entry in kept):
+                size = file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+                file.write(bytes(_up(size) - size))
+
+    def read(self, path: Path) -> None:
+        """Keep what `write` has written, in place of anything kept: as memory that is mapped from the file,
+        which all processes that read it share, and which needs no place of its own."""
+        mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        length = int.from_bytes(bytes(mapped[:8].tolist()), "little")
+        index = json.loads(mapped[8 : 8 + length].numpy().tobytes())
+        begin = _up(8 + length)
+        with self._changed:
+            self._kept = OrderedDict(
+                (bytes.fromhex(key), tuple(_mapped(mapped[begin:], *place) for place in places))
+                for key, places in index.items()
+            )
+            self.held = sum(map(_size, self._kept.values()))
+
     def _chunk(self, chunk: Sequence[tuple[int, Text, Any]]) -> list[Activations]:
         return self._tail.precompute([ids for _, _, ids in chunk])
 
@@ -110,6 +153,18 @@ def _key(text: Text) -> bytes:
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
     first, second = (part.encode() for part in text)
     return hashlib.blake2b(b"%d:" % len(first) + first + second, digest_size=16, person=b"response").digest()
+
+
+def _up(size: int) -> int:
+    """The next place, from `size` bytes on, where a tensor may begin."""
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _mapped(numbers: torch.Tensor, dtype: str, shape: list[int], begin: int) -> torch.Tensor:
+    """One tensor of a file: its bytes as numbers."""
+    kind: torch.dtype = getattr(torch, dtype)
+    size = math.prod(shape) * kind.itemsize
+    return numbers[begin : begin + size].view(kind).view(shape)
 
 
 def _size(entry: Activations) -> int:

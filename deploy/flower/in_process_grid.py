@@ -2,7 +2,8 @@
 
 The same ServerApp and ClientApp objects run over it as over Ray or a SuperLink; every message crosses
 as serialised bytes, so nothing passes here that would not pass a wire. Clients are served by a pool of
-threads (torch, numpy's loops and `cryptography` release the interpreter lock).
+threads (torch, numpy's loops and `cryptography` release the interpreter lock), or by processes to which these
+threads hand the messages on (`deploy.simulation.worker_processes`).
 """
 
 from __future__ import annotations
@@ -16,20 +17,39 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Fault", "InProcessGrid", "Recorder", "Silence", "message_bytes"]
+from penchant.common.errors import WorkerLost
+
+__all__ = [
+    "FLOWER_RUN",
+    "App",
+    "Fault",
+    "InProcessGrid",
+    "Recorder",
+    "Silence",
+    "contexts",
+    "message_bytes",
+    "message_of",
+    "reply_of",
+]
 
 log = logging.getLogger(__name__)
 
+FLOWER_RUN = 1  # Flower's number of the run
 SERVER_NODE = 1
+FIRST_NODE = 1000
 CLIENT_FAILED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 NODE_UNAVAILABLE = 5
+
+Settings = Mapping[str, bool | float | int | str]
+
+App = Callable[[Message, Context], Message]
+"""A ClientApp, or what hands messages on to one elsewhere."""
 
 Recorder = Callable[[int, Message], None]
 """Called with (node id, reply) for each reply as it leaves a client, errors and what comes too late among
@@ -46,6 +66,40 @@ def message_bytes(message: Message) -> bytes:
     return serialised
 
 
+def message_of(data: bytes) -> Message:
+    """A Flower message that has travelled."""
+    return message_from_proto(MessageProto.FromString(data))
+
+
+def contexts(run_id: int, clients: int, run_config: Settings | None = None) -> dict[int, Context]:
+    """Node id -> what a ClientApp is told of itself, of node ids 1000, 1001, …
+
+    Flower requires three more facts before a Message can be made in a process; they are set here.
+    """
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 0, SERVER_NODE
+    return {
+        FIRST_NODE + i: Context(
+            run_id=run_id,
+            node_id=FIRST_NODE + i,
+            node_config={"partition-id": i, "num-partitions": clients},
+            state=RecordDict(),
+            run_config=dict(run_config or {}),
+        )
+        for i in range(clients)
+    }
+
+
+def reply_of(app: App, message: Message, context: Context) -> Message:
+    """What a client sends. Raises WorkerLost where it is served by a process that is gone."""
+    try:
+        return app(message, context)
+    except WorkerLost:
+        raise
+    except Exception as error:  # as on a SuperNode, but without its text: that never leaves a device
+        log.warning("client %d failed: %s", context.node_id, type(error).__name__)
+        return Message(Error(CLIENT_FAILED, type(error).__name__), reply_to=message)
+
+
 Silence = Callable[[int, str, str], bool]
 """(node id, message type, group id) -> True when this client is silent, as `Fault`; of simulated fleets."""
 
@@ -55,35 +109,24 @@ class InProcessGrid(Grid):
 
     def __init__(
         self,
-        app: ClientApp,
+        app: App,
         clients: int,
         *,
         workers: int,
         recorder: Recorder | None = None,
         fault: Fault | None = None,
         silent: Silence | None = None,
-        run_config: Mapping[str, bool | float | int | str] | None = None,
+        run_config: Settings | None = None,
     ) -> None:
         self._app = app
         self._recorder = recorder
         self._fault = fault
         self._silent = silent
-        self._run = Run.create_empty(1)
+        self._run = Run.create_empty(FLOWER_RUN)
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="client")
         self._pending: dict[str, Future[bytes]] = {}
         self._lock = threading.Lock()
-        # Flower requires these three before a Message can be made in this process.
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = self._run.run_id, 0, SERVER_NODE
-        self._contexts = {
-            1000 + i: Context(
-                run_id=self._run.run_id,
-                node_id=1000 + i,
-                node_config={"partition-id": i, "num-partitions": clients},
-                state=RecordDict(),
-                run_config=dict(run_config or {}),
-            )
-            for i in range(clients)
-        }
+        self._contexts = contexts(self._run.run_id, clients, run_config)
 
     def close(self) -> None:
         """Stop serving; messages not yet begun are dropped."""
@@ -161,7 +204,7 @@ class InProcessGrid(Grid):
                 continue
             with self._lock:
                 self._pending.pop(identifier, None)
-            message = message_from_proto(MessageProto.FromString(data))
+            message = message_of(data)
             del reply, data  # while the next is waited for, this one is held once
             yield message
 
@@ -169,7 +212,7 @@ class InProcessGrid(Grid):
         """The reply as it travels. What was pushed is serialised now, so that what all are told is not copied
         for each that waits."""
         node = pushed.metadata.dst_node_id
-        message = message_from_proto(MessageProto.FromString(message_bytes(pushed)))
+        message = message_of(message_bytes(pushed))
         context = self._contexts.get(node)
         if context is None or self._unreachable(message):
             reply = Message(Error(NODE_UNAVAILABLE, "node unavailable"), reply_to=message)
@@ -186,11 +229,7 @@ class InProcessGrid(Grid):
 
     def _answer(self, message: Message, context: Context) -> Message:
         """What the client sends."""
-        try:
-            reply = self._app(message, context)
-        except Exception as error:  # as on a SuperNode, but without its text: that never leaves a device
-            log.warning("client %d failed: %s", context.node_id, type(error).__name__)
-            reply = Message(Error(CLIENT_FAILED, type(error).__name__), reply_to=message)
+        reply = reply_of(self._app, message, context)
         if self._recorder is not None:
             self._recorder(context.node_id, reply)
         return reply

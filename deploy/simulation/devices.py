@@ -110,6 +110,7 @@ class SimulatedDevices:
             entropy: gives the source of a person's round secrets, by their index; only tests replace it.
         """
         self._sealed = sealed
+        self.sums = sums
         self._entropy = entropy
         self._directory = directory
         self._people = federation.people

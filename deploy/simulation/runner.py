@@ -6,8 +6,8 @@ The ServerApp and ClientApp are those of a deployment; only the grid and the fle
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import JournalError, RunDirectoryError
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
-from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid, Silence
+from penchant.deploy.flower.in_process_grid import App, Fault, InProcessGrid, Silence
 from penchant.deploy.simulation.devices import Score, SimulatedDevices
 from penchant.deploy.simulation.dropouts import Dropouts
 from penchant.deploy.simulation.newcomers import ColdStart, cold_start
@@ -28,6 +28,7 @@ from penchant.deploy.simulation.person_scores import PEOPLE_FILE, table_of
 from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.recorder import MessageRecorder
 from penchant.deploy.simulation.result import RunResult, result_of
+from penchant.deploy.simulation.worker_processes import worker_processes
 from penchant.deploy.simulation.world import (
     Progress,
     SimulationSetup,
@@ -48,6 +49,7 @@ from penchant.server.run import Observer
 __all__ = ["REPORT", "ReportWriter", "final_factors", "simulate", "train_until"]
 
 REPORT = "report.html"
+THREADS_A_WORKER = 4  # that hand messages on: while some wait for a busy process, others find an idle one
 ReportWriter = Callable[[RunResult, Path], None]
 """Writes the page of a result to a path."""
 
@@ -183,9 +185,9 @@ def _federate(
         fleet.settle(world.run, journal.finished())
     progress.stage("encoding texts")
     warm(world)
-    if config.grid == "local":
+    if config.grid != "ray":
         progress.stage("federating")
-        _run_in_process(world, directory, journal, fleet, lambda log: progress.round(log, last), fault)
+        _run_here(world, directory, journal, fleet, lambda log: progress.round(log, last), fault)
     progress.stage("evaluating")
     plan = config.plan("close", len(fleet))
     factors = final_factors(world, journal)
@@ -217,7 +219,7 @@ def _silent(config: RunConfig) -> Silence | None:
     return Dropouts(rate, config.seed, config.privacy.secagg) if rate else None
 
 
-def _run_in_process(
+def _run_here(
     world: SimulationSetup,
     directory: Path,
     journal: Journal,
@@ -229,25 +231,36 @@ def _run_in_process(
         restore(journal, fleet, world)
         wire.rewind(journal.settled())
         wire.forms({phase: tensors_of(world, phase) for phase in world.phases})
-        grid = InProcessGrid(
-            build_app(fleet.answer_of),
-            len(fleet),
-            workers=worker_count(world.config),
-            recorder=wire.record,
-            fault=fault,
-            silent=_silent(world.config),
-        )
-
-        def finished(log: RoundLog) -> None:
-            fleet.gathered.end()
-            observe(log)
-
-        try:
-            run = open_run(world, journal, fleet, finished)
-            context = Context(
-                run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={}
+        with _served(world, directory, fleet) as (app, threads):
+            grid = InProcessGrid(
+                app,
+                len(fleet),
+                workers=threads,
+                recorder=wire.record,
+                fault=fault,
+                silent=_silent(world.config),
             )
-            build_server_app(lambda _: run)(grid, context)
-        finally:
-            grid.close()
-            fleet.gathered.end()
+
+            def finished(log: RoundLog) -> None:
+                fleet.gathered.end()
+                observe(log)
+
+            try:
+                run = open_run(world, journal, fleet, finished)
+                context = Context(
+                    run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={}
+                )
+                build_server_app(lambda _: run)(grid, context)
+            finally:
+                grid.close()
+                fleet.gathered.end()
+
+
+@contextmanager
+def _served(world: SimulationSetup, directory: Path, fleet: SimulatedDevices) -> Iterator[tuple[App, int]]:
+    """What serves the devices, in this process or in others, and how many threads ask it at a time."""
+    if world.config.grid == "local":
+        yield build_app(fleet.answer_of), worker_count(world.config)
+        return
+    with worker_processes(world, directory, fleet.sums) as workers:
+        yield workers, THREADS_A_WORKER * len(workers.pids())

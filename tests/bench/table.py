@@ -187,6 +187,21 @@ def grid(found: Mapping[str, Any]) -> list[Row]:
     return [Row(f"in-process grid, a message, {clients}", ms, "ms", "1 ms", ms, "≤ 1")]
 
 
+def roofline(found: Mapping[str, Any]) -> list[Row]:
+    """Of bench_roofline.py: work beside the floor of its operations."""
+    return [
+        Row(
+            row["what"],
+            row["p50_ms"],
+            "CPU ms",
+            f"{row['gigaflop']:.3g} GFLOP at {row['gigaflop_a_second']:.0f} a second",
+            row["ratio"],
+            "≤ 1.5" if row["what"].startswith("ranking") else "memory, not products",
+        )
+        for row in found["rows"]
+    ]
+
+
 BENCHES: dict[str, Bench] = {
     "protocol": Bench(
         ("bench_secagg.py", "--only", "masks", "--only", "unmask", "--only", "memory", "--out", "{folder}"),
@@ -205,6 +220,7 @@ BENCHES: dict[str, Bench] = {
         ),
         peers,
     ),
+    "roofline": Bench(("bench_roofline.py", "--repeats", "15", "--json", "{json}"), roofline),
     "people": Bench(("bench_people.py", "--people", "16", "--repeats", "2", "--json", "{json}"), people),
     "language model": Bench(("bench_language_model.py", "--steps", "1", "--json", "{json}"), language_model),
 }

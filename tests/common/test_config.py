@@ -90,7 +90,7 @@ def configurations(draw: st.DrawFn) -> RunConfig:
     splits = chosen in ("B", "A", "kernel", "svd")
     return RunConfig(
         seed=draw(st.integers(0, 2**63 - 1)),
-        grid=draw(st.sampled_from(["local", "ray"])),
+        grid=draw(st.sampled_from(["local", "processes", "ray"])),
         workers=draw(st.integers(0, 1024)),
         batch_people=draw(st.integers(0, 4096)),
         data=DataConfig(

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from penchant.common.data.preferences import Preference
 from penchant.common.errors import DataError, UsageError
 from penchant.common.settings import section_table
 from penchant.deploy.cli.device import app as device_app
+from penchant.deploy.cli.device import model, warm_rank
 from penchant.deploy.cli.device.question_file import question_in
 from penchant.deploy.cli.main import main
 
@@ -190,3 +192,45 @@ def test_odd_files_of_responses_are_refused_in_one_line(held: str, why: str, tmp
     with pytest.raises((DataError, UsageError), match=re.escape(why)) as refused:
         question_in(str(tmp_path / "asked.json"), "given" if "--prompt" in why else "")
     assert "\n" not in str(refused.value)
+
+
+def test_it_asks_the_process_that_has_the_model_in_memory(
+    home: Device, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.record([Preference("on it: ", "the motion", "the table")])
+    ranked(home, monkeypatch)
+    alone = capsys.readouterr()
+    socket = home.directory / warm_rank.SOCKET
+    with warm_rank.answering(home) as answers, monkeypatch.context() as patch:
+        assert answers
+        assert socket.stat().st_mode & 0o077 == 0
+        with warm_rank.answering(home) as second:
+            assert not second  # and the first one's socket stays
+        patch.setattr(model, "open_device", lambda *_: pytest.fail("the device was opened"))
+        ranked(home, monkeypatch)
+        asked = capsys.readouterr()
+    assert json.loads(asked.out) == json.loads(alone.out)
+    assert asked.err == alone.err
+    assert "1 newer choice is not in the model" in asked.err
+    assert not socket.exists()
+
+
+def test_what_nobody_answers_or_is_refused_is_done_here(
+    home: Device, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = home.directory.parent / "none.json"
+    empty.write_text("[]")
+    with warm_rank.answering(home):
+        assert warm_rank.ranked_elsewhere(home.directory, question_in(str(empty), "")) is None
+        with Client(str(home.directory / warm_rank.SOCKET), family="AF_UNIX") as stranger:
+            stranger.send_bytes(b"[1")
+        ranked(home, monkeypatch)  # it answers on
+    with Listener(str(home.directory / warm_rank.SOCKET), family="AF_UNIX") as left:
+        (home.directory / "kept").hardlink_to(home.directory / warm_rank.SOCKET)
+        assert left.address
+    (home.directory / "kept").rename(home.directory / warm_rank.SOCKET)  # of a process that was killed
+    capsys.readouterr()
+    ranked(home, monkeypatch)
+    assert json.loads(capsys.readouterr().out)
+    with warm_rank.answering(home) as answers:
+        assert answers

@@ -43,6 +43,7 @@ CODES = {
     "TooFewDevices": "too-few-devices",
     "TooManyDropouts": "too-many-dropouts",
     "UsageError": "usage",
+    "WorkerLost": "worker-lost",
 }
 
 

@@ -26,7 +26,12 @@ from penchant.deploy.cli.device.options import (
     open_device,
     print_table,
 )
-from penchant.deploy.cli.device.question_file import question_in
+from penchant.deploy.cli.device.question_file import QuestionFile, question_in
+from penchant.deploy.cli.device.warm_rank import (
+    Ranking,
+    ranked_elsewhere,
+    ranking_of,
+)
 from penchant.deploy.cli.drawing import working
 from penchant.deploy.cli.errors import command, notice
 
@@ -88,21 +93,27 @@ def rank(
     """Rank responses as the owner would: scores with standard errors, how likely each one is preferred to the
     next, and the score of the global model, which knows nobody."""
     asked = question_in(file, prompt)
-    device = open_device(home, passphrase)
-    prompt, responses = asked.as_trained(conversation=device.conversational())
+    found = None if fit_errors or explain or passphrase else ranked_elsewhere(home.expanduser(), asked)
+    because: list[Explanation] = []
+    if found is None:
+        found, because = _ranked_here(open_device(home, passphrase), asked, fit_errors, explain)
+    show_ranked(found.rows, as_json, because)
+    for line in found.notices:
+        notice(line)
+
+
+def _ranked_here(
+    device: Device, asked: QuestionFile, fit_errors: bool, explain: bool
+) -> tuple[Ranking, list[Explanation]]:
+    """What `rank` shows, and why where that is asked for, by a model that is loaded for it."""
     if fit_errors and device.standing().why_not:
         with working(f"fitting errors to {len(device.store)} choices"):
             device.fit_errors()
-    with working(f"ranking {len(responses)} responses"):
-        ranked = device.rank(prompt, responses)
-        unread = device.reading(prompt, [row.response for row in ranked])
-        because = device.explain(prompt, [row.response for row in ranked]) if explain else []
-    show_ranked(ranked, as_json, because)
-    _say_standing(device)
-    if unread.cut:
-        notice(f"{unread.cut} of {unread.texts} responses are longer than what the model reads and were cut")
-    if unread.alike:
-        notice(f"{unread.alike} of the responses are the same to the model as the next one below")
+    with working(f"ranking {len(asked.responses)} responses"):
+        found = ranking_of(device, asked)
+        prompt, _ = asked.as_trained(conversation=device.conversational())
+        because = device.explain(prompt, [row.response for row in found.rows]) if explain else []
+    return found, because
 
 
 @command(app, "best-of")
@@ -140,7 +151,8 @@ def best_of_n(
         ranked = best_of(device.rank, writes, prompt, count, **how)
         gap = device.proxy_gap()
     show_ranked(ranked, as_json)
-    _say_standing(device)
+    for line in device.standing().notes():
+        notice(line)
     if gap is not None and gap.parts:
         notice(gap.warning("your model is", "you"))
 
@@ -291,12 +303,6 @@ def _speaking(one: SpeakingChoice) -> dict[str, str | float]:
     p = one.choice.preference
     said = {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected}
     return {**said, "change": one.change, "error": one.error}
-
-
-def _say_standing(device: Device) -> None:
-    """What the owner should know of the model that has ranked."""
-    for sentence in device.standing().notes():
-        notice(sentence)
 
 
 def _print_status(report: Report, part: TakingPart) -> None:

@@ -19,6 +19,7 @@ from penchant.deploy.cli.device.options import (
     key_in,
     open_device,
 )
+from penchant.deploy.cli.device.warm_rank import answering
 from penchant.deploy.cli.errors import command, notice
 from penchant.deploy.cli.listening import TlsCert, TlsKey, reachable_as
 from penchant.deploy.fleet.listen_address import ListenAddress
@@ -101,14 +102,16 @@ def serve_api(
     listener = where.bind()
     say(f"the API is at {'https' if https else 'http'}://{where}, described at /docs")
     say("programs need the token: `penchant device api-token`")
-    server_for(
+    server = server_for(
         device,
         model,
         token=partial(token_now, device.directory),
         hosts=hosts,
         tls=(tls_cert, tls_key),
         upstream=writes,
-    ).run(sockets=[listener])
+    )
+    with answering(device):
+        server.run(sockets=[listener])
 
 
 @command(app, "api-token")
