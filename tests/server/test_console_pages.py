@@ -22,8 +22,8 @@ from penchant.common.errors import ConsoleError, JournalError, UsageError
 from penchant.common.foreign_files import ForeignDatabase
 from penchant.common.privacy.accounting import rho_of
 from penchant.deploy.console.releases import ReleasesOnThisMachine
-from penchant.server import releases
-from penchant.server.console import charts
+from penchant.server import charts, releases
+from penchant.server.charts import line_chart
 from penchant.server.console.watch import Watch
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, summary_of
@@ -630,10 +630,10 @@ def test_a_chart_says_what_it_shows() -> None:
 
 def test_a_long_line_is_thinned_and_keeps_its_end() -> None:
     points = [(float(i), float(i)) for i in range(1, 1001)]
-    thinned = charts._thinned(points)
+    thinned = line_chart._thinned(points)
     assert len(thinned) <= charts.POINTS
     assert (thinned[-1].first, thinned[-1].x, thinned[-1].y) == (1000.0, 1000.0, 1000.0)
-    assert [(point.x, point.y) for point in charts._thinned(points[:100])] == points[:100]
+    assert [(point.x, point.y) for point in line_chart._thinned(points[:100])] == points[:100]
 
 
 def test_a_point_that_stands_for_many_rounds_says_so_and_keeps_what_one_of_them_lost() -> None:
