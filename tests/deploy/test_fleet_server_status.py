@@ -87,7 +87,8 @@ def test_the_same_facts_for_a_machine(
     )
     assert " ".join(told["attempts"][0]) == (
         "round attempt phase cohort survivors dropped seconds bytes_up bytes_down examples train_loss "
-        "val_accuracy histogram update_norm aborts named failed measured_on judged judges count_noise state started why digest"
+        "val_accuracy histogram update_norm aborts named failed measured_on judged judges "
+        "count_noise state started why digest"
     )
     assert told["attempts"][2] == dict.fromkeys(told["attempts"][0]) | {
         "round": 3,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 import shutil
@@ -528,17 +529,31 @@ def test_releases_are_promoted_and_rolled_back(console: Console) -> None:
         assert browser.post(f"/releases/{one}/promote", {"round": number}).status_code == 303
     assert "Release 2 is in use" in text_of(browser.get("/releases").text)
     browser.post(f"/releases/{one}/rollback", {"number": "1"})
-    assert "Release 1 is in use" in text_of(browser.get("/releases").text)
+    said = text_of(browser.get("/releases").text)
+    assert "Release 1 is in use" in said
+    assert "; olga went back to it" in said
     assert [(r.number, r.round, r.current) for r in releases.releases(directory)] == [
         (2, 4, False),
         (1, 2, True),
     ]
+    kept = releases.releases(directory)
+    assert [r.again_by for r in kept] == ["", "olga"]
     for wrong in ({"number": "9"}, {"number": "1"}):
         browser.post(f"/releases/{one}/rollback", wrong)
+    assert releases.releases(directory) == kept
     assert console.outcomes("roll a release back")[:2] == [
         "failed: release 1 is current already",
         "failed: there is no release 9",
     ]
+    browser.post(f"/releases/{one}/promote", {"round": "3"})
+    assert "went back" not in text_of(browser.get("/releases").text)
+    table = json.loads((directory / "releases.json").read_text())
+    del table["again"]  # a file of an earlier version
+    (directory / "releases.json").write_text(json.dumps(table))
+    assert [r.number for r in releases.releases(directory)] == [3, 2, 1]
+    (directory / "releases.json").write_text(json.dumps(table | {"again": ["olga", -1]}))
+    with pytest.raises(JournalError, match="who went back to a release is not valid"):
+        releases.releases(directory)
 
 
 def measuring(directory: Path, accuracies: list[float], judged: int | None) -> Path:
