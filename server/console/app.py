@@ -155,6 +155,7 @@ LIVE = frozenset(
         "/",
         "/devices/{id}/members/{member}",
         "/runs",
+        "/runs/compare",
         "/runs/{id}",
         "/devices",
         "/privacy",

@@ -188,6 +188,17 @@ def test_the_charts_of_a_comparison_leave_as_well(console: Console) -> None:
     assert browser.get("/runs/compare/charts/loss.svg?run=nobody").status_code == 404
 
 
+def test_what_changes_by_itself_on_a_comparison_leaves_the_form_alone(console: Console) -> None:
+    for name in ("first", "second"):
+        make_run(console.runs / name, 2)
+    query = "&".join(f"run={console.id_of(name)}" for name in ("first", "second"))
+    page = console.browser("vera").get(f"/runs/compare?{query}").text
+    before, _, after = page.partition('<div data-part="compared">')
+    assert 'id="zoom"' in before
+    assert after.count("data-zoom=") == 2
+    assert "How they compare" in after
+
+
 def test_a_band_and_its_axis_hold_what_may_be_off() -> None:
     drawn = charts.lines(
         [charts.Series("a", [(1, 0.5), (2, 0.6)], errors=[0.1, None])], title="A", text=lambda y: f"{y:.2f}"

@@ -417,7 +417,7 @@ def mark_in(html: str) -> str:
     return found[1]
 
 
-LIVE_PATHS = ["/", "/runs", "/runs/ID", "/devices", "/privacy", "/releases", "/audit"]
+LIVE_PATHS = ["/", "/runs", "/runs/compare?run=ID", "/runs/ID", "/devices", "/privacy", "/releases", "/audit"]
 
 
 @pytest.fixture
