@@ -19,6 +19,7 @@ from penchant.common.data.preferences import Preference
 from penchant.common.errors import DataError, UsageError
 from penchant.common.settings import section_table
 from penchant.deploy.cli.device import app as device_app
+from penchant.deploy.cli.device.model import _over_next
 from penchant.deploy.cli.device.question_file import question_in
 from penchant.deploy.cli.main import main
 
@@ -185,6 +186,16 @@ def test_responses_of_several_lines_are_one_each_and_conversations_are_asked_as_
         ('{"prompt": "a", "responses": ["a", "b"]}', "leave --prompt out"),
     ],
 )
+def test_the_table_says_where_it_is_hardly_sure() -> None:
+    assert [_over_next(part) for part in (0.5, 0.599, 0.6, 0.97, None)] == [
+        "50%, hardly sure",
+        "60%, hardly sure",
+        "60%",
+        "97%",
+        "",
+    ]
+
+
 def test_odd_files_of_responses_are_refused_in_one_line(held: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "asked.json").write_text(held, encoding="utf-8")
     with pytest.raises((DataError, UsageError), match=re.escape(why)) as refused:
