@@ -185,26 +185,26 @@ def roll_back(directory: Path, number: int, by: str, *, again: bool = False) -> 
         raise UsageError(f"there is no release {number}")
     if number == now and not again:
         raise UsageError(f"release {number} is current already")
-    again_now = _Again(again_by=by, again_at=time.time())
+    again_now = _WentBack(again_by=by, again_at=time.time())
     if number != now:
         _write(directory, made, number, again_now)
     return replace(found, current=True, **again_now)
 
 
-class _Again(TypedDict, total=False):
+class _WentBack(TypedDict, total=False):
     """Who went back to what is current, and when; empty where it is current since it was promoted."""
 
     again_by: str
     again_at: float
 
 
-def _read(directory: Path) -> tuple[list[Release], int, _Again]:
+def _read(directory: Path) -> tuple[list[Release], int, _WentBack]:
     """(all releases, the number of the current one, who went back to it)."""
     path = directory / RELEASES
     try:
         table = read_json(path, JournalError, FILE_MOST)
     except FileNotFoundError:
-        return [], 0, _Again()
+        return [], 0, _WentBack()
     try:
         made = [_release(row) for row in table["releases"]]
         now = table["current"]
@@ -227,17 +227,17 @@ def _release(row: Mapping[str, Any]) -> Release:
     return Release(number, round, digest, by, float(at))
 
 
-def _again(row: Any) -> _Again:
+def _again(row: Any) -> _WentBack:
     """Who went back, as the file has it. ValueError or TypeError for anything else."""
     if row is None:  # nobody, or a file of an earlier version
-        return _Again()
+        return _WentBack()
     by, at = row
     if type(by) is not str or not is_printable(by) or type(at) not in (int, float) or not 0 <= at <= LATEST:
         raise ValueError("who went back to a release is not valid")
-    return _Again(again_by=by, again_at=float(at))
+    return _WentBack(again_by=by, again_at=float(at))
 
 
-def _write(directory: Path, made: Sequence[Release], now: int, again: _Again | None = None) -> None:
+def _write(directory: Path, made: Sequence[Release], now: int, again: _WentBack | None = None) -> None:
     rows = [{name: getattr(release, name) for name in _KEPT} for release in made]
     back = list(again.values()) if again else None
     text = json.dumps({"current": now, "again": back, "releases": rows}, indent=2) + "\n"
