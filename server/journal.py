@@ -78,6 +78,8 @@ class RoundLog:
     failed: dict[str, str] = field(default_factory=dict)  # group -> why none of it is in the sum
     measured_on: int | None = None  # the round whose factors it started from, 0: the run's own start
     judged: int | None = None  # validation pairs behind val_accuracy; None where noise hides them
+    judges: int | None = None  # with noise: people behind val_accuracy, by a noised count
+    count_noise: float | None = None  # of a noised count, one standard deviation, as a part of `judges`
 
 
 @dataclass(frozen=True)

@@ -558,6 +558,8 @@ _LOG: Mapping[str, Callable[[_Values, Any, str], Any]] = {
     "failed": _Values.texts,
     "measured_on": lambda v, value, what: None if value is None else v.whole(value, what, 0, _ROUND_MOST),
     "judged": lambda v, value, what: None if value is None else v.whole(value, what),
+    "judges": lambda v, value, what: None if value is None else v.whole(value, what),
+    "count_noise": _Values.measured,
 }
 """How each value of a log is checked; tests hold it against `RoundLog`."""
 

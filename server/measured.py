@@ -14,9 +14,10 @@ from typing import Protocol, TypeVar
 
 from penchant.server.journal import RoundLog
 
-__all__ = ["Measurement", "best", "by_round", "measured_after", "measurements"]
+__all__ = ["APART", "Measurement", "best", "by_round", "measured_after", "measurements"]
 
-_APART = 2.0  # standard errors of a difference
+APART = 2.0
+"""Standard errors of a difference beyond which it is more than chance."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,19 @@ class Measurement:
 
     @property
     def error(self) -> float | None:
-        """One standard error of the accuracy, by the number of choices; None where that is not known."""
-        part, judged = self.log.val_accuracy, self.log.judged
-        return sqrt(part * (1 - part) / judged) if part is not None and judged else None
+        """One standard error of the accuracy: by the number of choices; with noise by the number of people,
+        and the noise itself. None where that is not known."""
+        part, noise = self.log.val_accuracy, self.log.count_noise or 0.0
+        count = self.log.judged or self.log.judges
+        if part is None or not count:
+            return None
+        return sqrt(part * (1 - part) / count + noise**2 * (1 + part**2))  # of a sum over another sum
 
     def is_told_apart(self, other: Measurement) -> bool:
         """Whether the difference of the accuracies is more than chance would make of the choices."""
         if self.accuracy is None or other.accuracy is None or self.error is None or other.error is None:
             return False
-        return abs(self.accuracy - other.accuracy) > _APART * sqrt(self.error**2 + other.error**2)
+        return abs(self.accuracy - other.accuracy) > APART * sqrt(self.error**2 + other.error**2)
 
 
 class _Round(Protocol):

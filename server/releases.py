@@ -11,9 +11,9 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from penchant.common.errors import JournalError, UsageError
 from penchant.common.foreign_files import read_json
@@ -38,13 +38,24 @@ __all__ = [
 RELEASES = "releases.json"
 _LOCK = ".releases.lock"
 FILE_MOST = 4 * 1024 * 1024  # bytes
+_KEPT = "number", "round", "digest", "by", "at"
 LARGEST, LATEST = 10**9, 32503680000.0  # of numbers; and the year 3000 in Unix seconds
 
 
 @dataclass(frozen=True)
 class Release:
-    """A promoted round. number: 1, 2, …; digest: SHA-256 of the checkpoint, hex; at: Unix seconds; current:
-    whether it is the one in use."""
+    """A promoted round.
+
+    Attributes:
+        number: 1, 2, ….
+        round: the round.
+        digest: SHA-256 of its checkpoint, hex.
+        by: who promoted it.
+        at: when, Unix seconds.
+        current: whether it is the one in use.
+        again_by: who went back to it, where that is why it is in use; empty where it is not.
+        again_at: when that was, Unix seconds.
+    """
 
     number: int
     round: int
@@ -52,6 +63,8 @@ class Release:
     by: str
     at: float
     current: bool = False
+    again_by: str = ""
+    again_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,8 +128,8 @@ def turn(directory: Path) -> AbstractContextManager[None]:
 
 def releases(directory: Path) -> list[Release]:
     """All releases of a run, the latest first. JournalError when the file is damaged."""
-    made, now = _read(directory)
-    return [Release(**{**asdict(r), "current": r.number == now}) for r in reversed(made)]
+    made, now, again = _read(directory)
+    return [replace(r, current=True, **again) if r.number == now else r for r in reversed(made)]
 
 
 def current(directory: Path) -> Release | None:
@@ -153,7 +166,7 @@ def released(directory: Path, which: str = "release") -> Release:
 def promote(directory: Path, round: int, digest: str, by: str, *, again: bool = False) -> Release:
     """Make a finished round the next release, and the current one. Where it is that already: the release as
     it is with `again`, and a UsageError without."""
-    made, now = _read(directory)
+    made, now, _ = _read(directory)
     if made and made[-1].round == round and made[-1].digest == digest and now == made[-1].number:
         if again:
             return replace(made[-1], current=True)
@@ -166,36 +179,45 @@ def promote(directory: Path, round: int, digest: str, by: str, *, again: bool = 
 def roll_back(directory: Path, number: int, by: str, *, again: bool = False) -> Release:
     """Make an earlier release the current one again. UsageError when there is none of that number, or it is
     the current one already, which is fine with `again`."""
-    made, now = _read(directory)
+    made, now, _ = _read(directory)
     found = next((release for release in made if release.number == number), None)
     if found is None:
         raise UsageError(f"there is no release {number}")
     if number == now and not again:
         raise UsageError(f"release {number} is current already")
+    again_now = _WentBack(again_by=by, again_at=time.time())
     if number != now:
-        _write(directory, made, number)
-    return replace(found, current=True)
+        _write(directory, made, number, again_now)
+    return replace(found, current=True, **again_now)
 
 
-def _read(directory: Path) -> tuple[list[Release], int]:
+class _WentBack(TypedDict, total=False):
+    """Who went back to what is current, and when; empty where it is current since it was promoted."""
+
+    again_by: str
+    again_at: float
+
+
+def _read(directory: Path) -> tuple[list[Release], int, _WentBack]:
+    """(all releases, the number of the current one, who went back to it)."""
     path = directory / RELEASES
     try:
         table = read_json(path, JournalError, FILE_MOST)
     except FileNotFoundError:
-        return [], 0
+        return [], 0, _WentBack()
     try:
         made = [_release(row) for row in table["releases"]]
         now = table["current"]
         if type(now) is not int or [release.number for release in made] != list(range(1, len(made) + 1)):
             raise ValueError("its release numbers are not in order")
-        return made, now
+        return made, now, _again(table.get("again"))
     except (ValueError, KeyError, TypeError) as error:
         raise JournalError(f"{path} is damaged: {error}") from None
 
 
 def _release(row: Mapping[str, Any]) -> Release:
     """A row of the file. ValueError, KeyError or TypeError for anything that is not a release."""
-    number, round, digest, by, at = (row[name] for name in ("number", "round", "digest", "by", "at"))
+    number, round, digest, by, at = (row[name] for name in _KEPT)
     if not (type(number) is type(round) is int and 0 < number < LARGEST and 0 < round < LARGEST):
         raise ValueError("a release or round number is not valid")
     if type(at) not in (int, float) or not 0 <= at <= LATEST:
@@ -205,9 +227,20 @@ def _release(row: Mapping[str, Any]) -> Release:
     return Release(number, round, digest, by, float(at))
 
 
-def _write(directory: Path, made: Sequence[Release], now: int) -> None:
-    rows = [{k: v for k, v in asdict(release).items() if k != "current"} for release in made]
-    text = json.dumps({"current": now, "releases": rows}, indent=2) + "\n"
+def _again(row: Any) -> _WentBack:
+    """Who went back, as the file has it. ValueError or TypeError for anything else."""
+    if row is None:  # nobody, or a file of an earlier version
+        return _WentBack()
+    by, at = row
+    if type(by) is not str or not is_printable(by) or type(at) not in (int, float) or not 0 <= at <= LATEST:
+        raise ValueError("who went back to a release is not valid")
+    return _WentBack(again_by=by, again_at=float(at))
+
+
+def _write(directory: Path, made: Sequence[Release], now: int, again: _WentBack | None = None) -> None:
+    rows = [{name: getattr(release, name) for name in _KEPT} for release in made]
+    back = list(again.values()) if again else None
+    text = json.dumps({"current": now, "again": back, "releases": rows}, indent=2) + "\n"
     try:
         write_durably(directory / RELEASES, text.encode())
     except OSError as error:

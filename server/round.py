@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import TypedDict
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from penchant.common.config import Plan
 from penchant.common.errors import AgreementError, JournalError, RoundFailed, SumRefused, TooFewDevices
 from penchant.common.model import announced
+from penchant.common.secagg.update_vector import RoundSums
 from penchant.common.wire.messages import Announce, Kind
 from penchant.common.wording import ranges
 from penchant.server.attempt_log import AttemptLog
@@ -319,8 +321,24 @@ def _conclude(run: ServerRun, task: RoundPlan, attempt: int, opened: Opened) -> 
         named={str(node): what for node, what in aggregate.set_aside.items()},
         failed={str(group): why for group, why in aggregate.failed.items()},
         measured_on=_begins_after(run, task.plan),
-        judged=None if task.layout.noise is not None else sums.total,
+        **_judging(task, sums, len(aggregate.survivors)),
     )
+
+
+class _Judging(TypedDict, total=False):
+    """How sure a round's accuracy is, see `RoundLog`."""
+
+    judged: int
+    judges: int
+    count_noise: float
+
+
+def _judging(task: RoundPlan, sums: RoundSums, people: int) -> _Judging:
+    if task.layout.noise is None:
+        return _Judging(judged=sums.total)
+    if not sums.total:
+        return _Judging()
+    return _Judging(judges=sums.total, count_noise=task.layout.count_error(people) * people / sums.total)
 
 
 def _note_sums(run: ServerRun, task: RoundPlan) -> None:

@@ -20,7 +20,7 @@ from penchant.server.journal import RoundLog
 from penchant.server.measured import Measurement, measurements
 from penchant.server.stopping import ends_with
 
-__all__ = ["POOLED", "RunStanding", "going_on", "standing"]
+__all__ = ["POOLED", "RunStanding", "going_on", "pooled_standing", "standing"]
 
 POOLED = 3
 """Rounds whose counts make a standing."""
@@ -51,12 +51,18 @@ def standing(
         people: how many take part in the run.
         noise: the standard deviation of the noise on a round's mean count, as a part of its range.
     """
-    pooled = _pooled(config, logs)
+    return pooled_standing(_pooled(config, logs), people, noise)
+
+
+def pooled_standing(pooled: Sequence[Measurement], people: int, noise: float = 0.0) -> RunStanding | None:
+    """How well factors stand by the counts of some rounds, all with an accuracy; None without any. Arguments
+    as of `standing`."""
     if not pooled:
         return None
     asked = sum(one.log.survivors for one in pooled)
     judged = [one.log.judged for one in pooled]
-    weights = [one.log.survivors if n is None else n for one, n in zip(pooled, judged, strict=True)]
+    asked_of = [one.log.judges or one.log.survivors for one in pooled]  # where choices are not counted
+    weights = [many if n is None else n for many, n in zip(asked_of, judged, strict=True)]
     right = sum(weight * (one.accuracy or 0.0) for weight, one in zip(weights, pooled, strict=True))
     total = sum(weights)
     if not total:

@@ -96,6 +96,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "client": [{"vault", "learning"}, {"secagg"}, {"agent"}, {"device"}],
     "server": [
         {
+            "charts",
             "cohort",
             "combination",
             "optimizers",
@@ -107,7 +108,9 @@ FLOORS: dict[str, list[set[str]]] = {
         {"journal"},
         {"journal_reader", "measured"},
         {"secagg", "monitoring", "stopping"},
-        {"run", "console", "exchange", "opened_sum", "noise_terms", "standing"},
+        {"standing"},
+        {"canary"},
+        {"run", "console", "exchange", "opened_sum", "noise_terms"},
         {"availability"},
         {"attempt_log"},
         {"round"},

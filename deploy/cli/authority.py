@@ -33,6 +33,7 @@ PASSPHRASE = "PENCHANT_AUTHORITY_PASSPHRASE"
 NEW = "give --new-passphrase-file FILE (- for standard input)"
 HOW = "give --passphrase-file FILE (- for standard input)"
 REQUEST_MOST = 4096  # bytes of a device's request: all are smaller
+SIGN_SECONDS = 60.0  # between two signs of life, at most
 NAME_SHOWN, REASON_SHOWN = 100, 1000  # characters of what the server wrote
 
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's directory.")]
@@ -254,17 +255,27 @@ def _watch(directory: Path, look: Callable[[], None], seconds: float) -> None:
 
     heartbeat, silent = Heartbeat(directory / BEAT), False
     taken = UsageError(f"another `attend --watch` works with {directory}; end it first")
+
+    def beat() -> None:
+        nonlocal silent
+        try:
+            heartbeat.beat(min(seconds, SIGN_SECONDS))
+            silent = False
+        except OSError as error:  # requests are answered all the same
+            if not silent:
+                say(f"no sign of life can be written: {error.strerror}", error=True)
+            silent = True
+
     with claim(directory, LOCK, taken):
         while True:
-            try:
-                heartbeat.beat(seconds)
-                silent = False
-            except OSError as error:  # requests are answered all the same
-                if not silent:
-                    say(f"no sign of life can be written: {error.strerror}", error=True)
-                silent = True
+            beat()
             look()
-            time.sleep(seconds)
+            left = seconds
+            while left > SIGN_SECONDS:  # who looks once an hour is missed within minutes all the same
+                time.sleep(SIGN_SECONDS)
+                left -= SIGN_SECONDS
+                beat()
+            time.sleep(left)
 
 
 def _granted(decision: PendingDecision) -> bool:

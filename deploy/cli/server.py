@@ -786,6 +786,7 @@ def list_releases(directory: Where, as_json: AsJson = False) -> None:
         say(one_line(f"{words}  {state}".rstrip()))
     if not found:
         say("nothing was promoted yet; `penchant server release promote` does")
+    _say_verdict(server_directory, now)
 
 
 @command(release_app)
@@ -814,10 +815,13 @@ def promote(
     """
     from penchant.common.membership.release_manifest import EVERYBODY
     from penchant.deploy.fleet import fleet_release, release_acts
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
     if everybody == (round is not None) or (everybody and (canary or run)):
         raise UsageError("give a round, or --all alone for what a part of the devices tries")
     if round is None:
+        server_directory = ServerDirectory(directory)
+        _say_verdict(server_directory, fleet_release.read(server_directory.path))
         _choose_release(directory, "promote a canary to all", release_acts.to_everybody)
         return
     share = fleet_release.share_of(canary) if canary else EVERYBODY
@@ -829,6 +833,34 @@ def promote(
         lambda of, by: of.promote(round, by, share),
         in_use=f"is tried by {canary} of the devices" if canary else "is in use",
     )
+
+
+@command(release_app)
+def measure(
+    directory: Where,
+    config: Annotated[Path, typer.Option("--config", help="TOML configuration of both runs.")],
+    days: Annotated[int, typer.Option("--days", help="How many days each run may take.")] = 30,
+) -> None:
+    """Measure the canary beside the release in use, by the devices that it reaches.
+
+    Two runs are queued that move nothing: their counts come out of masked sums, with the noise of --config.
+    `penchant server release list` then says what is known.
+    """
+    from penchant.common.config import RunConfig
+    from penchant.deploy.fleet import canary_check, run_checks
+    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.server.privacy_figures import EXACT
+
+    server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
+    for why in run_checks.objections(settings):
+        notice(f"devices whose owners changed nothing in their policy take no part: {why}")
+    with recorded(server_directory.path, "measure a canary"):
+        both = canary_check.begin(server_directory, settings, who_is_here(), days)
+    for one in both:
+        say(f"{one.number} of the queue: {_waits(one)}")
+    if not settings.privacy.dp_epsilon:
+        notice(EXACT)
 
 
 @command(release_app)
@@ -948,6 +980,15 @@ def _choose_release(
         now = choose(server_directory)
     say(f"{one_line(now.used)} {what}")
     _say_signature(server_directory)
+
+
+def _say_verdict(server_directory: ServerDirectory, now: FleetRelease) -> None:
+    """What is known of a canary by counts, where one is tried and signed."""
+    from penchant.deploy.fleet import canary_check
+
+    found = canary_check.verdict(server_directory) if now.canary else None
+    if found is not None:
+        say(f"canary {one_line(now.canary)}: {found.words()}")
 
 
 def _say_signature(server_directory: ServerDirectory) -> None:

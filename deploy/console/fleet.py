@@ -19,7 +19,14 @@ from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
 from penchant.common.errors import PenchantError, UsageError
 from penchant.common.foreign_files import mark_of
-from penchant.deploy.fleet import fleet_release, follow, release_acts, release_signature, run_checks
+from penchant.deploy.fleet import (
+    canary_check,
+    fleet_release,
+    follow,
+    release_acts,
+    release_signature,
+    run_checks,
+)
 from penchant.deploy.fleet.child_command import refuse_failed, run_command
 from penchant.deploy.fleet.device_notes import NOTES, DeviceNotes, tag_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
@@ -35,6 +42,7 @@ from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.status import expiries
 from penchant.deploy.flower.superlink import Control
 from penchant.server import releases
+from penchant.server.canary import CanaryVerdict
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.operations import RunTurn
 from penchant.server.monitoring.fleet import (
@@ -228,6 +236,10 @@ class FleetOnThisMachine:
     def ask_again(self) -> str:
         """Ask the authority once more to sign what was chosen last; -> its name."""
         return release_acts.ask_again(ServerDirectory(self.directory))
+
+    def canary_verdict(self) -> CanaryVerdict:
+        """What the counts of a canary's devices say of it, beside the release in use."""
+        return canary_check.verdict(ServerDirectory(self.directory))
 
     def offered(self) -> OfferedRelease:
         """What the fleet's devices can fetch."""

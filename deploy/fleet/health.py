@@ -5,7 +5,7 @@
     enrol       answers on its socket
     gateway     listens where devices connect, with this server's certificate
     queue       was heard of when it said it would be
-    signals     holds its lock, and the port for monitoring where one is set
+    signals     holds its lock, and the port for monitoring where one is set, and was heard of in time
 
 A part that lives and does nothing is not well. Nothing is changed.
 """
@@ -81,6 +81,7 @@ def _checks(server_directory: ServerDirectory, clock: Callable[[], float]) -> di
             "up": "",
             "unwanted": "server.toml asks for none",
             "unheard": "does not hold the port for monitoring",
+            "silent": "was not heard of when it should have been",
         }.get(signals_state(server_directory), "is down"),
     }
 

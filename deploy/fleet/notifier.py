@@ -67,8 +67,10 @@ class Notifier:
         channels: Sequence[NoticeChannel],
         *,
         clock: Callable[[], float] = time.time,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """clock: the time, Unix seconds."""
+        """clock: the time, Unix seconds. beat: called before each look and each delivery."""
+        self._beat = beat
         self._server = server_directory
         self._watch = watch
         self._channels = {channel.name: channel for channel in channels}
@@ -89,6 +91,7 @@ class Notifier:
     def step(self, stop: threading.Event | None = None) -> None:
         """Look once, and try once to deliver what is due, of which `stop` leaves the rest."""
         now = self._clock()
+        self._beat()
         with self._kept():
             self._compare(self._current(), now)
         self._deliver(now, stop or threading.Event())
@@ -151,6 +154,7 @@ class Notifier:
             if now < one.due:
                 held.add(one.channel)
                 continue
+            self._beat()
             if self._sent(channel, one, now):
                 self._told.waiting.remove(one)
             else:

@@ -24,6 +24,7 @@ from typing import Literal
 
 from penchant.common.errors import GatewayError, JournalError, UsageError
 from penchant.deploy.fleet import enrolment_service, gateway, run_keeper
+from penchant.deploy.fleet.heartbeat import Heartbeat
 from penchant.deploy.fleet.server_directory import LOOPBACK, SETTINGS, ServerDirectory
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import (
@@ -60,6 +61,8 @@ SIGNALS = "signals"
 LOCK = ".up"
 SIGNALS_LOCK = ".signals"  # held by the signals part as long as it lives
 METRICS_LOCK = ".metrics"  # … and as long as the port for monitoring is its own
+METRICS_BEAT = ".metrics-beat"  # the sign of life of what serves figures
+NOTICES_BEAT = ".notices-beat"  # … and of what sends notices
 EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 LISTEN_SECONDS = 2.0  # that a process may take to let somebody in
 ANSWER_SECONDS = 2.0  # … and to say something
@@ -97,13 +100,14 @@ def gateway_open(server_directory: ServerDirectory) -> bool:
     return gateway_state(server_directory) == "open"
 
 
-SignalsState = Literal["unwanted", "up", "unheard", "down"]
+SignalsState = Literal["unwanted", "up", "unheard", "silent", "down"]
 
 
 def signals_state(server_directory: ServerDirectory) -> SignalsState:
-    """How the signals part is: not asked for, at work, without the port that monitoring asks, or not there.
+    """How the signals part is: not asked for, at work, without the port that monitoring asks, alive but not
+    heard of when it should have been, or not there.
 
-    Its locks say so, and no answer at that port, which may be another program's.
+    Its locks and signs of life say so, and no answer at that port, which may be another program's.
     """
     settings, held = server_directory.settings, held_locks()
     if not settings.signals:
@@ -111,6 +115,11 @@ def signals_state(server_directory: ServerDirectory) -> SignalsState:
     if not is_held(server_directory.path / SIGNALS_LOCK, held):
         return "down"
     heard = not settings.metrics or is_held(server_directory.path / METRICS_LOCK, held)
+    wanted = [METRICS_BEAT] if settings.metrics and heard else []
+    wanted += [NOTICES_BEAT] if settings.notices.wanted else []
+    late = [Heartbeat(server_directory.path / name).late() for name in wanted]
+    if any(one is None or one > 0 for one in late):
+        return "silent"
     return "up" if heard else "unheard"
 
 

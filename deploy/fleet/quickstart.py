@@ -51,6 +51,8 @@ LOCK = ".quickstart"  # held by the one who has the fleet up
 LOOK_SECONDS = 1.0  # between two looks of a relay: an exchange waits for the slowest of them
 BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
 """Flower's own option: how long its executor waits between two looks for a run to start."""
+SIDE_BY_SIDE = {"OMP_NUM_THREADS": "1"}
+"""Many devices on few cores: a thread each, so that none holds a core while it waits for another's."""
 
 
 @dataclass(frozen=True)
@@ -323,6 +325,7 @@ def _agent(home: Path) -> ChildProcess:
         f"the agent of {home.name}",
         _penchant("device", "serve", "--home", str(home)),
         home / "agent.log",
+        SIDE_BY_SIDE | os.environ,
         ready=(home / SOCKET).exists,
     )
 

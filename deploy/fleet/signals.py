@@ -10,15 +10,17 @@ import logging
 import signal
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import NoReturn
 
 from penchant.common.errors import ConfigError, GatewayError, UsageError
 from penchant.deploy.fleet.fleet_watch import FleetWatch
+from penchant.deploy.fleet.heartbeat import Heartbeat
 from penchant.deploy.fleet.listen_address import ListenAddress
 from penchant.deploy.fleet.notice_channels import channels_of
 from penchant.deploy.fleet.notifier import Notifier
-from penchant.deploy.fleet.processes import METRICS_LOCK, SIGNALS_LOCK
+from penchant.deploy.fleet.processes import METRICS_BEAT, METRICS_LOCK, NOTICES_BEAT, SIGNALS_LOCK
 from penchant.deploy.fleet.server_directory import SETTINGS, ServerDirectory
 from penchant.deploy.fleet.signals_service import serve_signals, token_in
 from penchant.deploy.run_directory import claim
@@ -28,6 +30,7 @@ __all__ = ["run"]
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0  # between tries to have the port
+SIGN_SECONDS = 60.0  # between two signs of life, at most: a delivery takes a while
 LAST_SECONDS = 7.0  # that a delivery under way may take at the end: the supervisor waits for ten in all
 
 
@@ -44,7 +47,7 @@ def run(server_directory: ServerDirectory) -> None:
         )
     with claim(server_directory.path, SIGNALS_LOCK):
         watch, channels = FleetWatch(server_directory), channels_of(server_directory)
-        notifier = Notifier(server_directory, watch, channels)
+        notifier = Notifier(server_directory, watch, channels, beat=_beats(server_directory, NOTICES_BEAT))
         if not settings.metrics:
             _notify(notifier)
         elif not channels:
@@ -101,4 +104,16 @@ def _serve(server_directory: ServerDirectory, watch: FleetWatch) -> None:
             served.enter_context(claim(server_directory.path, METRICS_LOCK))
             log.info("figures are at http://%s/metrics", where)
 
-        serve_signals(watch, where, token, announce)
+        serve_signals(watch, where, token, announce, _beats(server_directory, METRICS_BEAT))
+
+
+def _beats(server_directory: ServerDirectory, name: str) -> Callable[[], None]:
+    """What gives a sign of life, of which another comes in a minute. One that can't be written stops nothing:
+    it is missed, and then this part is said to hang."""
+    heartbeat = Heartbeat(server_directory.path / name)
+
+    def beat() -> None:
+        with suppress(OSError):
+            heartbeat.beat(SIGN_SECONDS)
+
+    return beat

@@ -10,10 +10,12 @@ Nothing here changes anything, and no name of a person or a device is told. Beyo
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,6 +39,7 @@ __all__ = ["build_signals", "serve_signals", "token_in"]
 log = logging.getLogger(__name__)
 
 AT_ONCE = 50  # connections
+BEAT_SECONDS = 15.0
 TOKEN_LEAST, TOKEN_MOST = 16, 512  # characters
 
 
@@ -53,9 +56,16 @@ def token_in(path: Path) -> str:
     return text
 
 
-def build_signals(watch: FleetWatch, *, token: str = "", loopback_only: bool = True) -> Starlette:
+def build_signals(
+    watch: FleetWatch,
+    *,
+    token: str = "",
+    loopback_only: bool = True,
+    beat: Callable[[], None] = lambda: None,
+) -> Starlette:
     """The three paths over a fleet. token: what /metrics and /readyz want to see; empty for nothing.
-    loopback_only: refuse requests that are made to another name, as a stranger's page in a browser would."""
+    loopback_only: refuse requests that are made to another name, as a stranger's page in a browser would.
+    beat: called again and again by what answers, as long as it does."""
 
     def check(request: Request) -> None:
         if loopback_only and not is_loopback(_host_of(request)):
@@ -89,13 +99,24 @@ def build_signals(watch: FleetWatch, *, token: str = "", loopback_only: bool = T
         Route("/healthz", alive, methods=["GET"]),
     ]
     handlers = {PenchantError: _unread, OSError: _unread, Exception: _failed}
-    return Starlette(routes=routes, exception_handlers=handlers)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        beating = asyncio.create_task(_beat(beat))
+        yield
+        beating.cancel()
+
+    return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
 
 
 def serve_signals(
-    watch: FleetWatch, where: ListenAddress, token: str = "", announce: Callable[[], None] = lambda: None
+    watch: FleetWatch,
+    where: ListenAddress,
+    token: str = "",
+    announce: Callable[[], None] = lambda: None,
+    beat: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM; announce: called once the port is ours.
+    """Serve until SIGTERM; announce: called once the port is ours, beat: again and again from then on.
 
     ConfigError for an address beyond loopback without a token, GatewayError for one that can't be had.
     """
@@ -107,7 +128,7 @@ def serve_signals(
             "and put a TLS proxy in front"
         )
     config = uvicorn.Config(
-        build_signals(watch, token=token, loopback_only=where.on_loopback),
+        build_signals(watch, token=token, loopback_only=where.on_loopback, beat=beat),
         access_log=False,
         log_config=None,
         log_level="warning",
@@ -118,11 +139,18 @@ def serve_signals(
         timeout_graceful_shutdown=2,
     )
     listener = where.bind()
+    beat()  # before anybody can look for it
     announce()
     uvicorn.Server(config).run(sockets=[listener])
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+async def _beat(beat: Callable[[], None]) -> None:
+    while True:
+        beat()
+        await asyncio.sleep(BEAT_SECONDS)
 
 
 def _host_of(request: Request) -> str:

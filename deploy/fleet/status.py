@@ -181,6 +181,9 @@ def _signals_notices(server_directory: ServerDirectory) -> Iterator[Notice]:
     if state == "down":
         text = f"Nobody is told what needs attention. {_bring_up(server_directory)}"
         yield Notice("bad", "The signals part is down", text, "", "signals")
+    if state == "silent":
+        text = f"It lives and does nothing: nobody is told. {_bring_up(server_directory)}"
+        yield Notice("bad", "The signals part hangs", text, "", "signals")
     if state == "unheard":
         where = server_directory.settings.metrics
         text = "Notices go on; monitoring gets no answer, or another program's. Its log says why."

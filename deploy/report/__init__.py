@@ -1,4 +1,4 @@
-"""The pages of results; drawing them needs matplotlib, which is loaded when the first page is written."""
+"""The pages of results; what draws them is loaded when the first page is written."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from penchant.deploy.comparison.statistics import by_seed
 from penchant.deploy.comparison.table import Comparison, ComparisonDetails, ComparisonRow, RunCost
 from penchant.deploy.report import plots
 from penchant.deploy.report.rendering import version_of
+from penchant.server.charts import LineChart
 
 _FACTS = (
     ("dataset", "Data set"),
@@ -38,7 +39,7 @@ class LearningCurves:
     """A plot of accuracy against a number that was varied, and its title."""
 
     title: str
-    plot: plots.Plot
+    plot: LineChart
 
 
 def page(comparison: Comparison) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def page(comparison: Comparison) -> dict[str, Any]:
         "headline": headline(rankings),
         "curves": learning_curves(rows),
         "accuracy_text": _accuracy_text(rows),
-        "rankings": [_ranking(ranking, place) for place, ranking in enumerate(rankings)],
+        "rankings": [_ranking(ranking) for ranking in rankings],
         "has_cold": any(row.cold_start is not None for row in rows),
         "has_cost": all(row.cost is not None for row in rows),
         "pairs_text": "Both methods of a line saw the same people with the same seed, so what a seed makes "
@@ -78,11 +79,11 @@ def learning_curves(rows: Sequence[ComparisonRow]) -> list[LearningCurves]:
             if len({_value(row, axis) for row in own}) < 2:
                 continue
             title = f"More {UNITS[axis]}" + (f", with {value} {UNITS[fixed]}" if len(held) > 1 else "")
-            plot = plots.curves(_curves(own, axis, names), UNITS[axis], salt=f"curves-{axis}-{value}")
+            plot = plots.curves(_curves(own, axis, names), UNITS[axis])
             found.append(LearningCurves(title, plot))
     newcomers = _newcomers(rows, names)
     if newcomers:
-        plot = plots.curves(newcomers, "choices of a newcomer", salt="curves-newcomers")
+        plot = plots.curves(newcomers, "choices of a newcomer")
         found.append(LearningCurves("People who came after the training, shared factors frozen", plot))
     return found
 
@@ -139,7 +140,7 @@ def _accuracy_text(rows: Sequence[ComparisonRow]) -> str:
     )
 
 
-def _ranking(ranking: MethodRanking, place: int) -> dict[str, Any]:
+def _ranking(ranking: MethodRanking) -> dict[str, Any]:
     rows = ranking.rows
     return {
         "title": ranking.title,
@@ -149,7 +150,6 @@ def _ranking(ranking: MethodRanking, place: int) -> dict[str, Any]:
             [row.accuracy_mean for row in rows],
             [row.accuracy_se for row in rows],
             [list(by_seed(row).values()) for row in rows],
-            salt=f"comparison-{place}",
         ),
         "rows": [_row(row, name) for row, name in zip(rows, ranking.names, strict=True)],
         "pairs": differences(ranking),

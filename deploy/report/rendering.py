@@ -12,6 +12,8 @@ from typing import Any
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from penchant.server.charts import STYLE
+
 __all__ = ["base_name", "toml", "typical", "version_of", "write"]
 
 
@@ -26,7 +28,9 @@ def write(path: Path, template: str, page: Mapping[str, Any]) -> None:
     )
     partial = path.with_name(f".{path.name}.part")
     try:
-        partial.write_text(environment.get_template(template).render(page), encoding="utf-8")
+        partial.write_text(
+            environment.get_template(template).render(page, chart_style=STYLE), encoding="utf-8"
+        )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

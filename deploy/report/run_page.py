@@ -25,6 +25,7 @@ from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore
 from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.result import RoundSummary, RunResult, SharedTensor
 from penchant.deploy.simulation.served import Served
+from penchant.server.charts import LineChart
 from penchant.server.privacy_figures import PrivacyFigures
 
 __all__ = ["write_comparison", "write_report"]
@@ -67,9 +68,9 @@ def _report_page(result: RunResult) -> dict[str, Any]:
         "newcomers_plot": _newcomers_plot(curve),
         "newcomers_text": _newcomers_text(curve),
         "newcomers": [_newcomers_row(row) for row in curve],
-        "rounds_plot": plots.rounds(result.measured),
+        "rounds_charts": plots.rounds(result.measured),
         "rounds_text": _rounds_text(result),
-        "costs_plot": plots.costs(log),
+        "costs_charts": plots.costs(log),
         "costs_text": _costs_text(log),
         "race": _race(result.race),
         "race_text": _race_text(result.race),
@@ -173,14 +174,14 @@ def _spread_text(spread: AccuracySpread | None) -> str:
     )
 
 
-def _newcomers_plot(curve: Sequence[ColdStart]) -> plots.Plot | None:
+def _newcomers_plot(curve: Sequence[ColdStart]) -> LineChart | None:
     after = [row for row in curve if row.choices]  # the axis is logarithmic
     if not after:
         return None
     line = plots.Curve(
         "newcomers", [r.choices for r in after], [r.mean for r in after], [r.se for r in after]
     )
-    return plots.curves([line], "choices of a newcomer", salt="newcomers")
+    return plots.curves([line], "choices of a newcomer")
 
 
 def _newcomers_text(curve: Sequence[ColdStart]) -> str:
@@ -190,7 +191,7 @@ def _newcomers_text(curve: Sequence[ColdStart]) -> str:
     return (
         f"{last.people} people were kept out of the training. The shared factors stay as they are; only "
         f"the personal part is fitted, to a few choices of each: {percent(first.mean)} without any, "
-        f"{percent(last.mean)} after {last.choices}. Bars are one standard error over people."
+        f"{percent(last.mean)} after {last.choices}. The band is one standard error over people."
     )
 
 

@@ -142,7 +142,7 @@ QUESTIONS: Mapping[str, ConfirmQuestion] = {
     ),
     "/releases/{id}/all": ConfirmQuestion(
         "Use {release} on all devices of {what}?",
-        "Until now a part of them tries it. All fetch it in place of the one in use.",
+        "A part of them tries it; by their counts: {verdict}. All then fetch it in place of the one in use.",
         "Use it on all",
         "Go on trying",
         releases.asked_canary,
@@ -155,6 +155,7 @@ LIVE = frozenset(
         "/",
         "/devices/{id}/members/{member}",
         "/runs",
+        "/runs/compare",
         "/runs/{id}",
         "/devices",
         "/privacy",

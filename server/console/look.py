@@ -16,6 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from penchant.server.charts import STYLE
+
 __all__ = ["Look"]
 
 HERE = Path(__file__).parent
@@ -35,6 +37,7 @@ class Look:
         self._files: dict[str, tuple[bytes, str]] = {}
         for place in reversed(places):
             self._files.update(_files_of(place / "static"))
+        self._files["charts.css"] = (STYLE.encode(), TYPES[".css"])
         self.templates = Environment(
             loader=FileSystemLoader([place / "templates" for place in places]),
             autoescape=True,

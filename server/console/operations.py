@@ -13,6 +13,7 @@ from typing import Protocol
 
 from penchant.common.config import RunConfig
 from penchant.common.membership.release_manifest import EVERYBODY
+from penchant.server.canary import CanaryVerdict
 from penchant.server.monitoring.fleet import (
     DeviceNote,
     Expiry,
@@ -115,6 +116,9 @@ class FleetOperations(Protocol):
 
     def ask_again(self) -> str:
         """Ask the authority once more to sign what was chosen last; -> its name."""
+
+    def canary_verdict(self) -> CanaryVerdict:
+        """What the counts of a canary's devices say of it, beside the release in use."""
 
     def offered(self) -> OfferedRelease:
         """What the fleet's devices can fetch."""

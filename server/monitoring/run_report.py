@@ -37,6 +37,8 @@ class AttemptReport:
     failed: Mapping[str, str] | None = None
     measured_on: int | None = None
     judged: int | None = None
+    judges: int | None = None
+    count_noise: float | None = None
     state: str
     started: float
     why: str | None

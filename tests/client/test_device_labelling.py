@@ -9,12 +9,14 @@ import random
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.processes import wait_for
 
 from penchant.client.device.labelling import Labelling, compared, read_comparisons
 from penchant.client.device.preference_store import PreferenceStore
@@ -315,6 +317,37 @@ def test_a_sitting_at_the_terminal(snacks: Path, tmp_path: Path) -> None:
     assert len(recorded(home)) == 2
     again = typed("", home, str(snacks))
     assert "0 choices recorded, 0 skipped, 1 left to ask" in again.stdout
+
+
+def test_a_key_is_enough_at_a_terminal_and_each_question_says_which_one_it_is(
+    snacks: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        command(home, str(snacks)), stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        said = b""
+        for count, key in enumerate((b"1", b"=", b"q"), 1):
+            while said.count(b"q > ") < count:
+                said += process.stdout.read(1)
+            wait_for("a key", lambda: not termios.tcgetattr(theirs)[3] & termios.ICANON, 30)
+            os.write(ours, key)
+        rest, errors = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert (process.returncode, errors) == (0, b"")
+    assert all(place in said for place in (b"1 of 3  A snack?", b"2 of 3  A snack?", b"3 of 3  A snack?"))
+    assert b"1 choices recorded, 1 ties" in rest
+
+
+def test_long_responses_have_a_line_between_them(tmp_path: Path) -> None:
+    file = tmp_path / "ask.jsonl"
+    rows = [["carrots\nand dip", "an apple"], ["a", "b"]]
+    file.write_text("".join(json.dumps({"prompt": "A snack?", "responses": row}) + "\n" for row in rows))
+    done = typed("s\ns\n\n", tmp_path / "home", str(file))
+    assert done.stdout.count("  " + "-" * 40 + "\n") == 3
 
 
 @pytest.mark.parametrize("keys", ["1\nq\n", "1\n", "1\n1"])

@@ -967,6 +967,7 @@ def test_a_canary_is_tried_from_the_page_and_the_page_says_what_is_signed(
     monkeypatch.setattr(release_signature, "state", lambda server_directory: offered)
     said = world.said(page)
     assert "of the devices try winter:release-2 first" in said
+    assert "not known yet By the counts of its devices: not measured yet." in said
     assert "signed Devices can fetch it: signed as number 4." in said
     assert "waits Devices can’t fetch it: it waits for the authority's signature." in said
     assert sign not in world.browser.get(page).text
@@ -990,6 +991,7 @@ def test_all_devices_get_the_canary_that_was_asked_about_and_no_other(world: Wor
     form = form_of(world.browser.get(f"/releases?run={location.id}").text, everybody)
     asked = world.browser.client.post(everybody, data=form)
     assert "Use winter:release-2 on all devices of home?" in text_of(asked.text)
+    assert "by their counts: not measured yet." in text_of(asked.text)
     answer = form_of(asked.text, everybody)
     world.browser.post(promote, {"round": "3", "canary": "10"})
     refused = world.browser.client.post(everybody, data=answer)

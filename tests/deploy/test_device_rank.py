@@ -21,6 +21,7 @@ from penchant.common.errors import DataError, UsageError
 from penchant.common.settings import section_table
 from penchant.deploy.cli.device import app as device_app
 from penchant.deploy.cli.device import model, warm_rank
+from penchant.deploy.cli.device.model import _over_next
 from penchant.deploy.cli.device.question_file import question_in
 from penchant.deploy.cli.main import main
 
@@ -168,6 +169,15 @@ def test_responses_of_several_lines_are_one_each_and_conversations_are_asked_as_
         assert {row["response"]: row["personal"] for row in json.loads(said.stdout)} == pytest.approx(
             expected
         )
+
+
+def test_the_table_says_where_it_is_hardly_sure() -> None:
+    assert [_over_next(part) for part in (0.5, 0.6, 0.97, None)] == [
+        "50%, hardly sure",
+        "60%",
+        "97%",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,24 @@ def test_who_watches_holds_the_lock_and_goes_on_without_a_sign_of_life(
     assert late <= 0
 
 
+def test_who_looks_once_an_hour_gives_a_sign_of_life_each_minute(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one that hangs is missed after two minutes, however seldom it looks."""
+    beat, slept, promised = server.path.parent / "authority" / ATTEND_BEAT, list[float](), list[float]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        promised.append(-(Heartbeat(beat).late() or 0.0))
+        if len(slept) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("penchant.deploy.cli.authority.time.sleep", sleep)
+    attend(server, "--watch", "150")
+    assert slept == [60.0, 60.0, 30.0, 60.0]
+    assert max(promised) <= 121.0
+
+
 def test_two_who_watch_and_odd_times_are_refused_in_one_line(server: ServerDirectory) -> None:
     with claim(server.path.parent / "authority", ATTEND_LOCK):
         second = attend(server, "--watch", "5")

@@ -15,8 +15,9 @@ from penchant.deploy.cli.main import main
 from penchant.deploy.fleet import status as fleet_status
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.enrolment import hand_out
+from penchant.deploy.fleet.heartbeat import Heartbeat
 from penchant.deploy.fleet.notice_settings import NoticeSettings
-from penchant.deploy.fleet.processes import METRICS_LOCK, SIGNALS_LOCK
+from penchant.deploy.fleet.processes import METRICS_BEAT, METRICS_LOCK, NOTICES_BEAT, SIGNALS_LOCK
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.fleet.status import SuperLinkReport
 from penchant.deploy.flower.superlink import free_port
@@ -86,7 +87,8 @@ def test_the_same_facts_for_a_machine(
     )
     assert " ".join(told["attempts"][0]) == (
         "round attempt phase cohort survivors dropped seconds bytes_up bytes_down examples train_loss "
-        "val_accuracy histogram update_norm aborts named failed measured_on judged state started why digest"
+        "val_accuracy histogram update_norm aborts named failed measured_on judged judges "
+        "count_noise state started why digest"
     )
     assert told["attempts"][2] == dict.fromkeys(told["attempts"][0]) | {
         "round": 3,
@@ -238,10 +240,17 @@ def test_a_signals_part_that_is_wanted_and_not_there_is_said(
         assert "! The signals part does not answer at 127.0.0.1:9464." in out
         with claim(server.path, METRICS_LOCK):
             code, out, _ = status(capsys, monkeypatch, server.path)
+            assert code == 1
+            assert "! The signals part hangs." in out
+            Heartbeat(server.path / METRICS_BEAT).beat(60.0)
+            code, out, _ = status(capsys, monkeypatch, server.path)
     assert (code, "!" in out) == (0, False)
     notices = make_server(tmp_path / "other", notices=NoticeSettings(webhooks=("https://example.org",)))
     assert status(capsys, monkeypatch, notices.path)[0] == 1
     with claim(notices.path, SIGNALS_LOCK):
+        Heartbeat(notices.path / NOTICES_BEAT, lambda: time.time() - 1000.0).beat(60.0)
+        assert status(capsys, monkeypatch, notices.path)[0] == 1  # alive, and stopped since
+        Heartbeat(notices.path / NOTICES_BEAT).beat(60.0)
         assert status(capsys, monkeypatch, notices.path)[0] == 0
 
 

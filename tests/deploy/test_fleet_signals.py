@@ -278,7 +278,9 @@ def test_a_token_that_cant_be_read_ends_figures_that_are_alone(
         (both.path / "t").write_text(TOKEN)
 
     served: list[str] = []
-    monkeypatch.setattr(signals, "serve_signals", lambda watch, where, token, announce: served.append(token))
+    monkeypatch.setattr(
+        signals, "serve_signals", lambda watch, where, token, announce, beat: served.append(token)
+    )
     monkeypatch.setattr(signals, "time", SimpleNamespace(sleep=pause))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     stops: list[threading.Event] = []

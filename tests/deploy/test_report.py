@@ -83,7 +83,9 @@ def test_the_headline_is_the_macro_accuracy(result: dict[str, Any], tmp_path: Pa
     assert "<strong>67.0%</strong>" in page
     assert "A round trains on 8 of the 12 people. 1 times a client dropped out" in page
     assert "21.5 kB" in page  # of one client, not of the whole cohort
-    assert page.count("<svg") == 6  # three plots, each for a wide and a narrow page
+    assert (
+        page.count("<svg") == 12
+    )  # five charts, each for a wide and a narrow page, and a legend of two lines
 
 
 def test_the_same_result_gives_the_same_bytes(result: dict[str, Any], tmp_path: Path) -> None:

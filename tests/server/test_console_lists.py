@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from support.console_scene import HOST, Console, form_of, log, make_run, shared
 
-from penchant.server.console import charts
+from penchant.server import charts
 from penchant.server.console.app import ACTIONS, QUESTIONS
 from penchant.server.console.views import runs as runs_view
 from penchant.server.journal import Journal
@@ -146,6 +146,34 @@ def test_a_chart_leaves_as_numbers_and_as_a_drawing_that_needs_nothing_else(cons
         assert browser.get(f"{place}/{wrong}").status_code == 404
 
 
+def test_the_rounds_that_curves_show_are_chosen_in_the_address(console: Console) -> None:
+    """With a form, so without scripts as well; the files are of the same rounds."""
+    for name, rounds in (("first", 4), ("second", 3)):
+        with closing(Journal(make_run(console.runs / name, 0))) as journal:
+            for number in range(1, rounds + 1):
+                journal.begin(number, "main")
+                journal.finish(log(number), shared(number))
+    browser = console.browser("vera")
+    place = f"/runs/{console.id_of('first')}"
+    whole = browser.get(place).text
+    assert 'id="zoom"' in whole
+    assert "All rounds" not in whole
+    page = browser.get(f"{place}?first=2&last=3&order=took").text
+    assert f"{place}/charts/lost.csv?first=2&amp;last=3" in page
+    assert '<input type="hidden" name="order" value="took">' in page
+    assert f'id="whole" href="{place}?order=took#curves"' in page
+    rows = list(csv.reader(io.StringIO(browser.get(f"{place}/charts/lost.csv?first=2&last=3").text)))
+    assert [row[0] for row in rows[1:]] == ["2", "3"]
+    assert browser.get(f"{place}?first=3&last=2").text.count('data-first="2"') == page.count('data-first="2"')
+    assert "nothing to show" in browser.get(f"{place}?first=900").text
+    assert browser.get(f"{place}?first=two").status_code == 422
+    query = "&".join(f"run={console.id_of(name)}" for name in ("first", "second"))
+    compared = browser.get(f"/runs/compare?{query}&last=2").text
+    assert f"/runs/compare/charts/loss.csv?{query}&last=2".replace("&", "&amp;") in compared
+    rows = list(csv.reader(io.StringIO(browser.get(f"/runs/compare/charts/loss.csv?{query}&last=2").text)))
+    assert max(float(row[0]) for row in rows[1:]) <= 2
+
+
 def test_the_charts_of_a_comparison_leave_as_well(console: Console) -> None:
     for name in ("one", "=two"):
         make_run(console.runs / name, 2)
@@ -158,6 +186,17 @@ def test_the_charts_of_a_comparison_leave_as_well(console: Console) -> None:
     drawing = browser.get(f"/runs/compare/charts/loss.svg?{query}").text
     assert ">=two</text>" in drawing
     assert browser.get("/runs/compare/charts/loss.svg?run=nobody").status_code == 404
+
+
+def test_what_changes_by_itself_on_a_comparison_leaves_the_form_alone(console: Console) -> None:
+    for name in ("first", "second"):
+        make_run(console.runs / name, 2)
+    query = "&".join(f"run={console.id_of(name)}" for name in ("first", "second"))
+    page = console.browser("vera").get(f"/runs/compare?{query}").text
+    before, _, after = page.partition('<div data-part="compared">')
+    assert 'id="zoom"' in before
+    assert after.count("data-zoom=") == 2
+    assert "How they compare" in after
 
 
 def test_a_band_and_its_axis_hold_what_may_be_off() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 import shutil
@@ -22,8 +23,8 @@ from penchant.common.errors import ConsoleError, JournalError, UsageError
 from penchant.common.foreign_files import ForeignDatabase
 from penchant.common.privacy.accounting import rho_of
 from penchant.deploy.console.releases import ReleasesOnThisMachine
-from penchant.server import releases
-from penchant.server.console import charts
+from penchant.server import charts, releases
+from penchant.server.charts import line_chart
 from penchant.server.console.watch import Watch
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, summary_of
@@ -416,7 +417,7 @@ def mark_in(html: str) -> str:
     return found[1]
 
 
-LIVE_PATHS = ["/", "/runs", "/runs/ID", "/devices", "/privacy", "/releases", "/audit"]
+LIVE_PATHS = ["/", "/runs", "/runs/compare?run=ID", "/runs/ID", "/devices", "/privacy", "/releases", "/audit"]
 
 
 @pytest.fixture
@@ -528,17 +529,31 @@ def test_releases_are_promoted_and_rolled_back(console: Console) -> None:
         assert browser.post(f"/releases/{one}/promote", {"round": number}).status_code == 303
     assert "Release 2 is in use" in text_of(browser.get("/releases").text)
     browser.post(f"/releases/{one}/rollback", {"number": "1"})
-    assert "Release 1 is in use" in text_of(browser.get("/releases").text)
+    said = text_of(browser.get("/releases").text)
+    assert "Release 1 is in use" in said
+    assert "; olga went back to it" in said
     assert [(r.number, r.round, r.current) for r in releases.releases(directory)] == [
         (2, 4, False),
         (1, 2, True),
     ]
+    kept = releases.releases(directory)
+    assert [r.again_by for r in kept] == ["", "olga"]
     for wrong in ({"number": "9"}, {"number": "1"}):
         browser.post(f"/releases/{one}/rollback", wrong)
+    assert releases.releases(directory) == kept
     assert console.outcomes("roll a release back")[:2] == [
         "failed: release 1 is current already",
         "failed: there is no release 9",
     ]
+    browser.post(f"/releases/{one}/promote", {"round": "3"})
+    assert "went back" not in text_of(browser.get("/releases").text)
+    table = json.loads((directory / "releases.json").read_text())
+    del table["again"]  # a file of an earlier version
+    (directory / "releases.json").write_text(json.dumps(table))
+    assert [r.number for r in releases.releases(directory)] == [3, 2, 1]
+    (directory / "releases.json").write_text(json.dumps(table | {"again": ["olga", -1]}))
+    with pytest.raises(JournalError, match="who went back to a release is not valid"):
+        releases.releases(directory)
 
 
 def measuring(directory: Path, accuracies: list[float], judged: int | None) -> Path:
@@ -630,10 +645,10 @@ def test_a_chart_says_what_it_shows() -> None:
 
 def test_a_long_line_is_thinned_and_keeps_its_end() -> None:
     points = [(float(i), float(i)) for i in range(1, 1001)]
-    thinned = charts._thinned(points)
+    thinned = line_chart._thinned(points)
     assert len(thinned) <= charts.POINTS
     assert (thinned[-1].first, thinned[-1].x, thinned[-1].y) == (1000.0, 1000.0, 1000.0)
-    assert [(point.x, point.y) for point in charts._thinned(points[:100])] == points[:100]
+    assert [(point.x, point.y) for point in line_chart._thinned(points[:100])] == points[:100]
 
 
 def test_a_point_that_stands_for_many_rounds_says_so_and_keeps_what_one_of_them_lost() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.membership.release_manifest import ReleaseManifest, ReleaseOffer, SignedRelease
 from penchant.deploy.console.releases import ReleasesOnThisMachine
+from penchant.deploy.earlier_round import begin_from
 from penchant.deploy.fleet import release_signature, run_signature, served_run
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
@@ -55,6 +56,7 @@ class ReleaseScene:
     config: RunConfig
     model_cache: ModelCache
     members: int = 0
+    took_part: list[Device] = field(default_factory=list)
 
     @classmethod
     def made(cls, place: Path, base: Path, **settings: Any) -> ReleaseScene:
@@ -82,17 +84,19 @@ class ReleaseScene:
             }
         )
         scene = cls(place, server_directory, authority_store, config, ModelCache())
-        devices = [scene.device() for _ in range(TOOK_PART)]
-        scene._play(devices)
+        scene.took_part = [scene.device() for _ in range(TOOK_PART)]
+        scene.play(RUN, scene.config)
         return scene
 
-    def _play(self, devices: list[Device]) -> None:
-        directory = self.server_directory.run(RUN)
+    def play(self, name: str, config: RunConfig, begin_with: str = "", tag: str = "") -> None:
+        """Play a run with members 1 to 3 to its end. begin_with, tag: as of `penchant server run`."""
+        directory = self.server_directory.run(name)
         members, authority = self.authority_store.latest(), self.server_directory.authority
-        served_run.create(directory, self.config, authority, members)
-        run_signature.ask(self.server_directory, RUN)
+        start = begin_from(begin_with, self.server_directory.run, config) if begin_with else None
+        served_run.create(directory, config, authority, members, start, tag)
+        run_signature.ask(self.server_directory, name)
         self.sign()
-        agents = [device.agent() for device in devices]
+        agents = [device.agent() for device in self.took_part]
         app = build_app(lambda context: agents[int(context.node_config["partition-id"])].answer)
         grid = InProcessGrid(app, TOOK_PART, workers=1)
         run = served_run.open_served(directory)

@@ -448,3 +448,81 @@ def test_any_number_of_pages_lie_open(browser: Browser, served: Served) -> None:
         expect(tab.locator("[data-part=runs]")).to_contain_text("by-hand", timeout=60_000)
     shutil.rmtree(made)
     me.context.close()
+
+
+TWO_FINGERS = """([first, last]) => {
+  const chart = [...document.querySelectorAll('[data-zoom]')].find((one) => one.checkVisibility());
+  const box = chart.getBoundingClientRect();
+  const send = (kind, id, part) => chart.dispatchEvent(new PointerEvent(kind, {
+    bubbles: true, pointerId: id, pointerType: 'touch',
+    clientX: box.left + part * box.width, clientY: box.top + 60,
+  }));
+  send('pointerdown', 1, .5);
+  send('pointerdown', 2, .55);
+  send('pointermove', 1, first);
+  send('pointermove', 2, last);
+  send('pointerup', 1, first);
+  send('pointerup', 2, last);
+}"""
+
+
+def test_a_part_of_the_rounds_is_looked_at_by_pointer_touch_and_keyboard(
+    browser: Browser, served: Served
+) -> None:
+    """All three fill in the form that works without scripts; the address is the same for all."""
+    directory = make_run(served.folder / "runs" / "long", 120)
+    me = Operator(browser, served)
+    me.login()
+    run = me.page.get_by_role("link", name="long", exact=True)
+    me.go("/runs")
+    run.first.click()
+    page, address = me.page, re.compile(r"[?&]first=(\d+)&last=(\d+)#curves$")
+
+    def ends() -> tuple[int, int]:
+        expect(page).to_have_url(address)
+        found = address.search(page.url)
+        assert found
+        expect(page.get_by_label("Rounds from")).to_have_value(found[1])
+        return int(found[1]), int(found[2])
+
+    def whole() -> None:
+        page.get_by_role("link", name="All rounds").click()
+        expect(page.get_by_role("link", name="All rounds")).to_have_count(0)
+        expect(page.locator("[data-zoom][tabindex]").first).to_be_visible()
+
+    chart = page.locator("[data-zoom]").first
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 60)
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 60)
+    expect(chart.locator(".part")).to_be_visible()
+    me.picture("zooming")
+    page.mouse.up()
+    first, last = ends()
+    assert 30 < first < 60 < last < 90
+    me.check("a part of the rounds")
+    me.picture("zoomed")
+    whole()
+    page.locator("[data-zoom][tabindex]").first.focus()
+    for key in ("Home", "ArrowRight", "ArrowRight", "Shift+ArrowRight", "Shift+ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    first, last = ends()
+    assert last - first == 2
+    page.locator("[data-zoom][tabindex]").first.focus()
+    page.keyboard.press("Backspace")
+    expect(page.get_by_role("link", name="All rounds")).to_have_count(0)
+    expect(page.locator("[data-zoom][tabindex]").first).to_be_visible()
+    page.evaluate(TWO_FINGERS, [0.2, 0.8])
+    first, last = ends()
+    assert first < 40 < 80 < last
+    whole()
+    page.get_by_label("Rounds from").fill("100")
+    page.get_by_role("button", name="Show", exact=True).first.click()
+    expect(page.get_by_role("link", name="All rounds")).to_have_count(1)
+    assert page.locator('[data-zoom] .wide .hit[data-first="99"]').count() == 0
+    assert page.locator('[data-zoom] .wide .hit[data-first="100"]').count() > 0
+    assert me.said == []
+    shutil.rmtree(directory)

@@ -33,6 +33,8 @@ __all__ = ["app"]
 app = typer.Typer()
 SHOWN = 20  # people of a file whose names are shown
 NAME_SHOWN = 60  # characters of a name
+LONG = 160  # characters of a response, from which on a line separates it
+RULE = f"  {'-' * 40}"
 KEYS = (
     "1 or 2: the one you would rather have; =: equal; b: both bad; s: skip; u: undo the last answer; q: quit."
 )
@@ -174,13 +176,10 @@ def _meant(said: str, people: Sequence[str], shown: int) -> set[str]:
 def _ask(sitting: Labelling) -> None:
     """Question after question until all is answered, or the owner quits."""
     asked: Question | None = None
+    total = sitting.left
     while (question := sitting.question) is not None:
         if question is not asked:
-            say()
-            say(question.prompt, lines=True)
-            for number, response in enumerate((question.first, question.second), start=1):
-                # Set in, so that no line of a response looks like the other response.
-                say(f"  {number}  " + response.replace("\n", "\n     "), lines=True)
+            _show(question, f"{total - sitting.left + 1} of {total}")
             asked = question
         said = _typed("1, 2, =, b, s, u, q > ")
         if said == "q":
@@ -201,5 +200,27 @@ def _ask(sitting: Labelling) -> None:
             asked = None
 
 
+def _show(question: Question, place: str) -> None:
+    """A question, with a line between two responses that are long."""
+    say()
+    say(f"{place}  {question.prompt}", lines=True)
+    both = question.first, question.second
+    long = any("\n" in one or len(one) > LONG for one in both)
+    for number, response in enumerate(both, start=1):
+        if long:
+            say(RULE)
+        # Set in, so that no line of a response looks like the other response.
+        say(f"  {number}  " + response.replace("\n", "\n     "), lines=True)
+    if long:
+        say(RULE)
+
+
 def _typed(prompt: str) -> str:
-    return input(prompt).strip().lower()
+    """What the owner says: a key at a terminal, without Enter; a line from anywhere else."""
+    if not sys.stdin.isatty():
+        return input(prompt).strip().lower()
+    sys.stdout.write(prompt)
+    sys.stdout.flush()
+    key = typer.getchar()
+    say(one_line(key.strip()))
+    return key.strip().lower()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer()
+HARDLY_SURE = 0.6  # how likely one of two is preferred, below which either may be
 SHORT = 40  # characters of a text in a table of reasons
 _RELEASED = {
     "none": "the fleet offers this device no release",
@@ -267,7 +268,7 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool, because: Sequence[Expla
     rows = [
         (
             f"{row.personal:.3f}" if row.error is None else f"{row.personal:.3f} ± {row.error:.3f}",
-            "" if row.over_next is None else percent(row.over_next, 0),
+            _over_next(row.over_next),
             f"{row.common:.3f}",
             row.response,
         )
@@ -277,6 +278,13 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool, because: Sequence[Expla
     steps = itertools.pairwise(ranked) if because else ()
     for (upper, lower), why in zip(steps, because, strict=True):
         _print_why(upper, lower, why)
+
+
+def _over_next(part: float | None) -> str:
+    """How likely a response is preferred to the next, and that this is hardly known where it is."""
+    if part is None:
+        return ""
+    return f"{percent(part, 0)}, hardly sure" if part < HARDLY_SURE else percent(part, 0)
 
 
 def _print_why(upper: Ranked, lower: Ranked, why: Explanation) -> None:

@@ -29,6 +29,77 @@
     for (const box of root.querySelectorAll("[data-follow]")) box.scrollTop = box.scrollHeight;
   }
 
+  // --- charts: a part of the rounds, by dragging, by two fingers, and by Shift with the arrow keys and Enter ---
+  // It fills in the form that does the same without this file.
+  function partOf(chart) {
+    const form = document.getElementById(chart.dataset.zoom ?? "");
+    if (!form) return null;
+    const shade = chart.appendChild(document.createElement("div"));
+    shade.className = "part";
+    shade.hidden = true;
+    let from = null;
+    let to = null;
+    const ends = (hit) => [Number(hit.dataset.first), Number(hit.dataset.last)];
+    const clear = () => { from = to = null; shade.hidden = true; };
+    const reach = (hit) => {
+      if (!hit?.dataset.first) return;
+      from ??= hit;
+      to = hit;
+      const box = chart.getBoundingClientRect();
+      const sides = [from, to].map((one) => one.querySelector("rect").getBoundingClientRect());
+      const left = Math.min(...sides.map((one) => one.left));
+      shade.style.left = `${left - box.left}px`;
+      shade.style.width = `${Math.max(...sides.map((one) => one.right)) - left}px`;
+      shade.hidden = from === to;
+    };
+    const go = () => {
+      if (!from || from === to) return clear();
+      const all = [...ends(from), ...ends(to)];
+      form.elements.namedItem("first").value = Math.min(...all);
+      form.elements.namedItem("last").value = Math.max(...all);
+      form.submit();
+    };
+    const whole = () => document.getElementById("whole")?.click();
+    const under = (x) => [...chart.querySelectorAll(".hit[data-first]")].filter((one) => one.checkVisibility())
+      .find((one) => { const side = one.querySelector("rect").getBoundingClientRect(); return x >= side.left && x <= side.right; });
+    let down = null;
+    const fingers = new Map();
+    const up = (event) => {
+      const pinched = fingers.size === 2;
+      fingers.delete(event.pointerId);
+      if (event.pointerType !== "touch" && down === null) return;
+      if (event.pointerType === "touch" && !pinched) return;
+      down = null;
+      if (event.type === "pointercancel") clear();
+      else go();
+    };
+    chart.addEventListener("pointerdown", (event) => {
+      if (event.pointerType === "touch") fingers.set(event.pointerId, event.clientX);
+      else if (event.button === 0) { clear(); down = event.clientX; }
+      for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, up, { once: true });
+    });
+    chart.addEventListener("pointermove", (event) => {
+      if (fingers.has(event.pointerId)) fingers.set(event.pointerId, event.clientX);
+      const spots = fingers.size === 2 ? [...fingers.values()] : down !== null && Math.abs(event.clientX - down) > 8 ? [down, event.clientX] : [];
+      if (!spots.length) return;
+      from = null;
+      for (const x of spots) reach(under(x));
+      event.preventDefault();
+    });
+    chart.addEventListener("dblclick", whole);
+    return {
+      clear,
+      reach,
+      key(event, at) {
+        if (event.key === "Enter" && from) { event.preventDefault(); go(); return true; }
+        if (event.key === "Backspace") { event.preventDefault(); whole(); return true; }
+        if (event.key === "Escape") clear();
+        if (event.shiftKey && event.key.startsWith("Arrow") && !from) reach(at);
+        return false;
+      },
+    };
+  }
+
   // --- charts: the values under a pointer or a finger, and with the arrow keys ---
   function readable(root) {
     for (const chart of root.querySelectorAll(".chart > div")) {
@@ -56,11 +127,13 @@
         tip.style.left = `${Math.max(turned ? left - tip.offsetWidth - 20 : left, 0)}px`;
       };
       const over = (event) => show(event.target.closest?.(".hit"));
+      const part = partOf(chart);
       chart.addEventListener("pointermove", over);
       chart.addEventListener("pointerdown", over);
       chart.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") show(null); });
-      chart.addEventListener("blur", () => show(null));
+      chart.addEventListener("blur", () => { show(null); part?.clear(); });
       chart.addEventListener("keydown", (event) => {
+        if (part?.key(event, at)) return;
         const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
         if (event.key === "Escape") show(null);
         if (step === undefined) return;
@@ -68,6 +141,8 @@
         const all = hits();
         const now = at ? all.indexOf(at) : step > 0 ? -1 : all.length;
         show(all[Math.min(Math.max(now + step, 0), all.length - 1)]);
+        if (event.shiftKey) part?.reach(at);
+        else part?.clear();
       });
     }
   }

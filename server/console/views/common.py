@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 
@@ -11,7 +12,7 @@ from markupsafe import Markup
 
 from penchant.common import wording
 from penchant.common.secagg.update_vector import CORRECT, LOSS, TOTAL, WEIGHT
-from penchant.server.console import charts
+from penchant.server import charts
 from penchant.server.console.operations import RunOperations
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.measured import Measurement
@@ -100,9 +101,14 @@ class Order:
     anchor: str = ""
 
     @property
+    def asked(self) -> str:
+        """As the address asks for it."""
+        return f"{'-' * self.falling}{self.by}"
+
+    @property
     def base(self) -> str:
         """The query of the same list in this order, without its page."""
-        return f"?{self.rest}order={'-' * self.falling}{self.by}"
+        return f"?{self.rest}order={self.asked}"
 
     def query(self, by: str) -> str:
         """The query of the list by something; by what it goes by now, the other way round."""
@@ -182,6 +188,44 @@ def failures(run: RunSummary) -> list[tuple[float, str]]:
     ]
 
 
+@dataclass(frozen=True)
+class Span:
+    """The rounds that curves show, both ends included; None for an end that is open."""
+
+    first: int | None = None
+    last: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether that is all of them."""
+        return self.first is None and self.last is None
+
+    def part_of(self, chart: charts.LineChart) -> charts.LineChart:
+        """A chart of these rounds, whose files are of them too."""
+        chart = replace(chart, zoom=ZOOM)
+        if self.is_whole:
+            return chart
+        ends = urlencode({k: v for k, v in (("first", self.first), ("last", self.last)) if v is not None})
+        files = f"{chart.files}{'&' if '?' in chart.files else '?'}{ends}" if chart.files else ""
+        part = chart.within(self.first or 0, math.inf if self.last is None else self.last)
+        return replace(part, files=files)
+
+
+ZOOM = "zoom"
+"""The id of the form that says which rounds curves show."""
+
+
+def span_of(request: ConsoleRequest) -> Span:
+    """The rounds that are asked for with `first` and `last`; turned round where they are the wrong way."""
+    first, last = (
+        whole_number(text, f"the {name} round") if (text := request.asked(name)) else None
+        for name in ("first", "last")
+    )
+    if first is not None and last is not None and first > last:
+        first, last = last, first
+    return Span(first, last)
+
+
 BAND = "± one standard error"
 
 
@@ -202,7 +246,7 @@ def accuracy_chart(run: RunSummary, height: int = 220) -> charts.LineChart:
         chart_files(run, "accuracy"),
         series=[accuracy_series(run)],
         x_label="after round",
-        reference=(0.5, "guessing"),
+        references=[(0.5, "guessing")],
         marks=failures(run),
     )
 

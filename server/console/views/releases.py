@@ -62,6 +62,7 @@ def releases(request: ConsoleRequest) -> Response:
     fleet = request.operations.fleet_of(location)
     used = request.operations.fleet(fleet).release() if fleet else None
     offered = request.operations.fleet(fleet).offered() if fleet else None
+    verdict = request.operations.fleet(fleet).canary_verdict() if fleet and used and used.canary else None
     promoted = list(request.operations.releases(location).promoted())
     current = next((release for release in promoted if release.current), None)
     return request.render(
@@ -71,6 +72,7 @@ def releases(request: ConsoleRequest) -> Response:
         fleet=fleet,
         used=used,
         offered=offered,
+        verdict=verdict,
         canaries=CANARIES,
         listed=paged(request, candidates, ROUNDS_A_PAGE),
         order=order,
@@ -190,13 +192,14 @@ def to_everybody(request: ConsoleRequest) -> Response:
 
 def asked_canary(request: ConsoleRequest) -> Mapping[str, str]:
     """Which release is to be for all devices. HTTPError unless it is the one that a part of them tries."""
-    release, tried = request.given("release"), request.operations.fleet(fleet_named(request)).release().canary
+    operations = request.operations.fleet(fleet_named(request))
+    release, tried = request.given("release"), operations.release().canary
     if not release:
         raise HTTPError("The form names no release. Use the button of the page.", status=422)
     if release != tried:
         now = f"{tried} is tried by now" if tried else "None is tried by now"
         raise HTTPError(f"{now}, not {release}. Nothing was done; look at the page again.", status=409)
-    return {"release": release}
+    return {"release": release, "verdict": operations.canary_verdict().words()}
 
 
 def ask_again(request: ConsoleRequest) -> Response:

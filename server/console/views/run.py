@@ -9,10 +9,11 @@ from starlette.responses import Response
 
 from penchant.common import wording
 from penchant.common.secagg.stages import EXCHANGES, PLAIN_EXCHANGES
-from penchant.server.console import charts
-from penchant.server.console.csv_text import csv_text
+from penchant.server import charts
+from penchant.server.charts.csv_text import csv_text
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import (
+    Span,
     accuracy_chart,
     chart_files,
     curve,
@@ -23,6 +24,7 @@ from penchant.server.console.views.common import (
     ordered,
     paged,
     run_of,
+    span_of,
 )
 from penchant.server.monitoring.run_history import AttemptRecord, RunSummary
 
@@ -112,15 +114,18 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
         "accuracy": lambda a: measured[a.round].accuracy if a.log and a.round in measured else None,
     }
     rows, order = ordered(request, shown, orders, "-round", "#rounds")
+    span = span_of(request)
+    drawn = charts_of(run, span)
     return {
         "run": run,
+        "span": span,
         "missing": missing_of(request, run),
         "hindrance": hindrance_of(request, run),
         "stages": stages_of(run),
         "current": run.current,
-        **charts_of(run),
-        "accuracy": accuracy_chart(run) if logs else None,
-        "loss": loss_chart(run) if logs else None,
+        **drawn,
+        "accuracy": drawn["accuracy"] if logs else None,
+        "loss": drawn["loss"] if logs else None,
         "people": _people(run),
         "listed": paged(request, rows, ROUNDS_A_PAGE),
         "order": order,
@@ -135,8 +140,16 @@ def outcome_of(attempt: AttemptRecord) -> str:
     return "final" if attempt.log else attempt.state if attempt.state in OUTCOMES else ""
 
 
-def charts_of(run: RunSummary) -> dict[str, charts.Chart | None]:
-    """All charts of a run's page by their names; None where there is nothing to draw."""
+def charts_of(run: RunSummary, span: Span) -> dict[str, charts.Chart | None]:
+    """All charts of a run's page by their names; None where there is nothing to draw. span: of the rounds
+    that curves show."""
+    return {
+        name: span.part_of(chart) if isinstance(chart, charts.LineChart) else chart
+        for name, chart in _whole_charts(run).items()
+    }
+
+
+def _whole_charts(run: RunSummary) -> dict[str, charts.Chart | None]:
     marks = failures(run)
     sent = curve(run, lambda g: g.bytes_up / g.cohort if g.cohort else None)
     received = curve(run, lambda g: g.bytes_down / g.cohort if g.cohort else None)
@@ -179,7 +192,10 @@ def chart_file(request: ConsoleRequest) -> Response:
     run = run_of(request.operations, request.path("id"))
     name, _, ending = request.path("file").rpartition(".")
     return chart_response(
-        charts_of(run).get("histogram" if name == "people" else name), run.location.id, name, ending
+        charts_of(run, span_of(request)).get("histogram" if name == "people" else name),
+        run.location.id,
+        name,
+        ending,
     )
 
 

@@ -10,12 +10,13 @@ from starlette.responses import Response
 
 from penchant.common import wording
 from penchant.common.settings import dotted_table
-from penchant.server.console import charts
+from penchant.server import charts
 from penchant.server.console.operations import FleetOperations
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import (
     BAND,
     MOST_COMPARED,
+    Span,
     accuracy_series,
     accuracy_sparks,
     all_runs,
@@ -23,6 +24,7 @@ from penchant.server.console.views.common import (
     ordered,
     paged,
     run_of,
+    span_of,
     whole_number,
 )
 from penchant.server.console.views.devices import fleet_named
@@ -108,25 +110,27 @@ def _queued(request: ConsoleRequest) -> tuple[FleetOperations, int]:
 
 def compare(request: ConsoleRequest) -> Response:
     """The curves of some runs in one drawing, and where their configurations differ."""
-    found = _asked_for(request)
-    drawn: dict[str, Any] = {**compared(found)}
+    found, span = _asked_for(request), span_of(request)
+    drawn: dict[str, Any] = {**compared(found, span)}
     return request.render(
         "compare.html.j2",
         runs=found,
+        span=span,
+        kept=[("run", run.location.id) for run in found],
         **drawn,
         differences=differences([run for run in found if run.config]),
     )
 
 
-def compared(found: Sequence[RunSummary]) -> dict[str, charts.LineChart]:
-    """The charts of some runs in one drawing each, by name."""
+def compared(found: Sequence[RunSummary], span: Span) -> dict[str, charts.LineChart]:
+    """The charts of some runs in one drawing each, by name. span: of the rounds that are shown."""
     query = urlencode([("run", run.location.id) for run in found])
     losses = [
         charts.Series(run.location.name, measured_curve(run, lambda one: one.train_loss), look)
         for look, run in enumerate(found, 1)
     ]
     shared: dict[str, Any] = {"x_label": "after round", "width": charts.WIDE}
-    return {
+    whole = {
         "accuracy": charts.LineChart(
             "Fleet accuracy on held-out choices",
             lambda y: wording.percent(y),
@@ -145,12 +149,13 @@ def compared(found: Sequence[RunSummary]) -> dict[str, charts.LineChart]:
             **shared,
         ),
     }
+    return {name: span.part_of(chart) for name, chart in whole.items()}
 
 
 def compared_file(request: ConsoleRequest) -> Response:
     """A chart of the comparison as a file."""
     name, _, ending = request.path("file").rpartition(".")
-    return chart_response(compared(_asked_for(request)).get(name), "compared", name, ending)
+    return chart_response(compared(_asked_for(request), span_of(request)).get(name), "compared", name, ending)
 
 
 def _asked_for(request: ConsoleRequest) -> list[RunSummary]:

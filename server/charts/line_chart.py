@@ -1,29 +1,21 @@
-"""The console's charts: inline SVG, drawn here, coloured by the style sheet.
-
-No style attribute and no script, so that the strict content policy holds. Each chart is drawn at two widths,
-because a wide drawing shrunk to a phone can't be read; the style sheet shows the one that fits. A chart's
-words say what it shows to those who don't see it, and every point's value is in a tooltip. What a chart is
-drawn from leaves as CSV, and its drawing as an SVG file that needs nothing else.
-"""
+"""Line charts, with bands around what is not sure, marks where something failed, and a part to look at."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 from markupsafe import Markup, escape
 
-from penchant.server.console.csv_text import csv_text
+from penchant.server.charts.chart import HALF, NARROW, WIDE, Chart, Text, file, svg, ticks, whole_ticks
+from penchant.server.charts.csv_text import csv_text
 
-__all__ = ["BarChart", "Chart", "LineChart", "Series", "bars", "lines", "spark"]
+__all__ = ["LineChart", "Series", "lines", "spark"]
 
-WIDE, HALF, NARROW = 960, 480, 330  # pixels: the page, half of it, a third of it or a phone
 POINTS = 160  # most points of a drawn line; of more, each stands for a few, and a band shows their extremes
-
-Text = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -41,6 +33,12 @@ class Series:
     points: Sequence[tuple[float, float | None]]
     look: int = 1
     errors: Sequence[float | None] = ()
+
+    def within(self, first: float, last: float) -> Self:
+        """The points from `first` to `last`, both included."""
+        kept = [i for i, (x, _) in enumerate(self.points) if first <= x <= last]
+        errors = [self.errors[i] for i in kept] if self.errors else ()
+        return replace(self, points=[self.points[i] for i in kept], errors=errors)
 
     def error(self, at: int) -> float | None:
         """How far the point at this index may be off; None where that is not known."""
@@ -93,45 +91,6 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """What line and bar charts share.
-
-    Attributes:
-        title: the heading above the chart.
-        text: turns a value into the words that are shown for it.
-        height: the height of the drawing, in pixels.
-        note: what the heading adds in small.
-        files: the address of its files, with {} where .csv or .svg comes; empty where it has none.
-    """
-
-    title: str
-    text: Text
-    height: int = 200
-    note: str = ""
-    files: str = ""
-
-    def __html__(self) -> str:
-        raise NotImplementedError
-
-    def csv(self) -> str:
-        """What it is drawn from."""
-        raise NotImplementedError
-
-    def svg(self) -> str:
-        """The drawing as a file of its own, as it looks on light paper."""
-        raise NotImplementedError
-
-    def _figure(self, drawn: Sequence[Markup], words: str, legend: Sequence[tuple[str, int]] = ()) -> Markup:
-        table, drawing = map(self.files.format, (".csv", ".svg"))
-        links = Markup(
-            ' <span class="files"><a href="{}" download>CSV</a> <a href="{}" download>SVG</a></span>'
-        ).format(table, drawing)
-        note = Markup(" <small>{}</small>").format(self.note) if self.note else ""
-        heading = Markup("{}{}{}").format(self.title, note, links if self.files else "")
-        return _figure(drawn, heading, words, legend)
-
-
-@dataclass(frozen=True)
 class LineChart(Chart):
     """A line chart, by default over rounds.
 
@@ -140,27 +99,47 @@ class LineChart(Chart):
         x_label: the name of the horizontal axis.
         zero: whether the vertical axis begins at 0.
         least: the smallest value at which such an axis may end.
-        reference: a value at which a dotted line is drawn, and the words for it.
+        references: values at which a dotted line is drawn, and the words for each.
         width: the width of the drawing for a wide screen, in pixels; a second, narrow one is for phones.
         marks: (x, words) of what went wrong there, marked below the lines.
+        place: what one place of the horizontal axis is called in tooltips; empty: as the axis.
+        dots: whether points are dots without a line.
+        log: whether the horizontal axis is logarithmic, with a number at each point.
+        zoom: the id of the form with the fields `first` and `last`, for the part of the axis that is shown;
+            empty where there is none.
     """
 
     series: Sequence[Series] = ()
     x_label: str = "round"
     zero: bool = False
     least: float = 0.0
-    reference: tuple[float, str] | None = None
+    references: Sequence[tuple[float, str]] = ()
     width: int = HALF
     marks: Sequence[tuple[float, str]] = ()
+    place: str = ""
+    dots: bool = False
+    log: bool = False
+    zoom: str = ""
 
     def __html__(self) -> str:
-        if not self._known:
-            return Markup('<p class="empty small">{}: no rounds yet.</p>').format(self.title)
+        if not self.is_known:
+            return Markup('<p class="empty small">{}: nothing to show.</p>').format(self.title)
         words = f"{self.title}. " + " ".join(_spoken(s, self.text) for s in self._known)
         if self.marks:
             words += f" {len(self.marks)} attempts failed."
         legend = [(s.label, s.look) for s in self._known] if len(self._known) > 1 else []
-        return self._figure([self._drawn(side) for side in (self.width, NARROW)], words, legend)
+        return self._figure([self._drawn(side) for side in (self.width, NARROW)], words, legend, self.zoom)
+
+    def within(self, first: float, last: float) -> Self:
+        """The part of it from `first` to `last`, both included; without references beside its values."""
+        series = [one.within(first, last) for one in self.series]
+        values = [y for one in series for _, y in one.points if y is not None] or [math.nan]
+        return replace(
+            self,
+            series=series,
+            references=[one for one in self.references if min(values) <= one[0] <= max(values)],
+            marks=[mark for mark in self.marks if first <= mark[0] <= last],
+        )
 
     def csv(self) -> str:
         """A row for each x: each line's value, how far it may be off where that is known, and what failed."""
@@ -184,8 +163,13 @@ class LineChart(Chart):
 
     def svg(self) -> str:
         legend = [(s.label, s.look) for s in self._known] if len(self._known) > 1 else []
-        drawn = self._drawn(WIDE) if self._known else Markup("")
-        return _file(drawn, self.title, WIDE, self.height, legend)
+        drawn = self._drawn(WIDE) if self.is_known else Markup("")
+        return file(drawn, self.title, WIDE, self.height, legend)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self._known)
 
     @property
     def _known(self) -> list[Series]:
@@ -193,55 +177,13 @@ class LineChart(Chart):
 
     def _drawn(self, width: int) -> Markup:
         thinned = [_Line(s.label, _thinned(s.points, errors=s.errors), s.look) for s in self._known]
-        frame = _Frame(self.text, self.x_label, self.zero, self.least, self.reference, self.marks)
-        return _drawn_lines(thinned, width, self.height, frame)
-
-
-@dataclass(frozen=True)
-class BarChart(Chart):
-    """A bar chart with each bar's value above it.
-
-    Attributes:
-        values: the height of each bar.
-        labels: the name of each bar, in the same order.
-        axis: the name of the horizontal axis; empty for none.
-        look: the number of the bars' style in the style sheet.
-    """
-
-    values: Sequence[float] = ()
-    labels: Sequence[str] = ()
-    axis: str = ""
-    look: int = 1
-
-    def __html__(self) -> str:
-        words = f"{self.title}. " + ", ".join(
-            f"{label}: {self.text(value)}" for label, value in self._bars if value
-        )
-        return self._figure([self._drawn(width) for width in (WIDE, NARROW)], words)
-
-    def csv(self) -> str:
-        """A row for each bar."""
-        return csv_text([[self.axis or "bar", self.title], *map(list, self._bars)])
-
-    def svg(self) -> str:
-        return _file(self._drawn(WIDE), self.title, WIDE, self.height, [])
-
-    @property
-    def _bars(self) -> Iterator[tuple[str, float]]:
-        return zip(self.labels, self.values, strict=True)
-
-    def _drawn(self, width: int) -> Markup:
-        return _drawn_bars(self.values, self.labels, width, self.height, self.text, self.axis, self.look)
+        dots = {s.look: s.points for s in self._known} if self.dots or self.log else {}
+        return _drawn_lines(self, thinned, dots, width)
 
 
 def lines(series: Sequence[Series], **more: Any) -> Markup:
     """The drawing of a `LineChart`."""
     return Markup(LineChart(series=series, **more).__html__())
-
-
-def bars(values: Sequence[float], labels: Sequence[str], **more: Any) -> Markup:
-    """The drawing of a `BarChart`."""
-    return Markup(BarChart(values=values, labels=labels, **more).__html__())
 
 
 def spark(points: Sequence[float], words: str, span: tuple[float, float] | None = None) -> Markup:
@@ -271,107 +213,63 @@ def spark(points: Sequence[float], words: str, span: tuple[float, float] | None 
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def _figure(
-    drawn: Sequence[Markup], heading: Markup, words: str, legend: Sequence[tuple[str, int]]
-) -> Markup:
-    keys = Markup("").join(
-        Markup('<li><svg viewBox="0 0 22 8" width="22" height="8" aria-hidden="true">'
-               '<line class="l{}" x1="1" y1="4" x2="21" y2="4"/></svg>{}</li>').format(look, label)
-        for label, look in legend
-    )  # fmt: skip
-    listed = Markup('<ul class="legend">{}</ul>').format(keys) if keys else Markup("")
-    return Markup(
-        '<figure class="chart"><figcaption>{}</figcaption>{}<div role="img" aria-label="{}">'
-        '<div class="wide">{}</div><div class="narrow">{}</div></div></figure>'
-    ).format(heading, listed, words, *drawn)
+Dots = Mapping[int, Sequence[tuple[float, float | None]]]
+"""look -> points that are drawn one by one."""
 
 
-_PAPER = (
-    "svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#655f56}.title{font-size:15px;fill:#1d1b18}"
-    ".value{fill:#1d1b18}.end{text-anchor:end}.mid{text-anchor:middle}.grid{stroke:#e3ded4}"
-    ".reference{stroke:#655f56;stroke-dasharray:2 4}polyline,.key{fill:none;stroke-width:2}"
-    ".l1{stroke:#0e6b64}.l2{stroke:#a8600f}.l3{stroke:#6a5aa8}.l4{stroke:#b03a2e}.l5{stroke:#2f6ea8}"
-    ".l6{stroke:#5f6d1f}.p1,.b1{fill:#0e6b64}.p2,.b2{fill:#a8600f}.p3,.b3{fill:#6a5aa8}.p4,.b4{fill:#b03a2e}"
-    ".p5,.b5{fill:#2f6ea8}.p6,.b6{fill:#5f6d1f}.band{fill-opacity:.22}.hit rect{fill:none}.mark{fill:#93210f}"
-)
-"""The style of a drawing that leaves the console: the style sheet's on light paper."""
-
-
-def _file(drawn: Markup, title: str, width: int, height: int, legend: Sequence[tuple[str, int]]) -> str:
-    """A drawing as an SVG file, with its heading and legend above it."""
-    top = 34 + 20 * len(legend)
-    keys = Markup("").join(
-        Markup('<line class="key l{}" x1="12" x2="34" y1="{}" y2="{}"/><text x="42" y="{}">{}</text>').format(
-            look, 40 + 20 * i, 40 + 20 * i, 44 + 20 * i, label
-        )
-        for i, (label, look) in enumerate(legend)
-    )
-    placed = str(drawn).replace("<svg ", f'<svg y="{top}" width="{width}" height="{height}" ', 1)
-    return Markup(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" width="{}" height="{}"><style>{}</style>'
-        '<title>{}</title><rect width="100%" height="100%" fill="#fff"/>'
-        '<text class="title" x="12" y="20">{}</text>{}{}</svg>\n'
-    ).format(width, top + height, width, top + height, Markup(_PAPER), title, title, keys, Markup(placed))
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """What surrounds lines: see `LineChart`."""
-
-    text: Text
-    x_label: str
-    zero: bool
-    least: float
-    reference: tuple[float, str] | None
-    marks: Sequence[tuple[float, str]] = ()
-
-
-def _drawn_lines(series: Sequence[_Line], width: int, height: int, frame: _Frame) -> Markup:
-    text, x_label, reference = frame.text, frame.x_label, frame.reference
+def _drawn_lines(chart: LineChart, series: Sequence[_Line], dots: Dots, width: int) -> Markup:
+    text, height = chart.text, chart.height
     ys = [y for s in series for point in s.points for y in (point.bottom, point.top) if y is not None]
     xs = [end for s in series for point in s.points for end in (point.first, point.x)]
-    xs += [x for x, _ in frame.marks]
-    if reference:
-        ys.append(reference[0])
-    low, high = (0.0, max(*ys, frame.least)) if frame.zero else (min(ys), max(ys))
-    ticks = _ticks(low, high)
-    low, high = ticks[0], ticks[-1]
-    left = 12 + 6.6 * max(len(text(tick)) for tick in ticks)
+    xs += [x for x, _ in chart.marks]
+    ys += [value for value, _ in chart.references]
+    low, high = (0.0, max(*ys, chart.least)) if chart.zero else (min(ys), max(ys))
+    beside = ticks(low, high)
+    low, high = beside[0], beside[-1]
+    left = 12 + 6.6 * max(len(text(tick)) for tick in beside)
     right, top, bottom = width - 10, 10, height - 34
     first, last = min(xs), max(xs)
+    scale = math.log if chart.log else float
 
     def at_x(x: float) -> float:
-        return left + (x - first) / ((last - first) or 1.0) * (right - left)
+        return left + (scale(x) - scale(first)) / ((scale(last) - scale(first)) or 1.0) * (right - left)
 
     def at_y(y: float) -> float:
         return bottom - (y - low) / ((high - low) or 1.0) * (bottom - top)
 
     parts: list[str] = []
-    for tick in ticks:
+    for tick in beside:
         y = at_y(tick)
         parts.append(f'<line class="grid" x1="{left:.0f}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick end" x="{left - 7:.0f}" y="{y + 4:.1f}">{escape(text(tick))}</text>')
-    for x in _round_ticks(first, last, 8 if width > 400 else 4):
+    most = 8 if width > NARROW + 70 else 4
+    for x in sorted(set(xs)) if chart.log else whole_ticks(first, last, most):
         parts.append(f'<text class="tick mid" x="{at_x(x):.1f}" y="{bottom + 16}">{x:.0f}</text>')
-    parts.append(f'<text class="tick end" x="{right}" y="{height - 3}">{escape(x_label)}</text>')
-    if reference:
-        y = at_y(reference[0])
+    parts.append(f'<text class="tick end" x="{right}" y="{height - 3}">{escape(chart.x_label)}</text>')
+    for value, words in chart.references:
+        y = at_y(value)
         parts.append(f'<line class="reference" x1="{left:.0f}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{right}" y="{y - 5:.1f}">{escape(reference[1])}</text>')
+        parts.append(f'<text class="tick end" x="{right}" y="{y - 5:.1f}">{escape(words)}</text>')
     for s in series:
         for run in _unbroken(s.points):
             if len(run) > 1 and any(point.bottom != point.top for point, _ in run):
                 edge = [(p.x, p.top) for p, _ in run] + [(p.x, p.bottom) for p, _ in reversed(run)]
                 band = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in edge if y is not None)
                 parts.append(f'<polygon class="band b{s.look}" points="{band}"/>')
+            if chart.dots:
+                continue
             path = " ".join(f"{at_x(point.x):.1f},{at_y(y):.1f}" for point, y in run)
             if len(run) > 1:
                 parts.append(f'<polyline class="l{s.look}" points="{path}"/>')
             x, y = run[-1][0].x, run[-1][1]
             parts.append(f'<circle class="p{s.look}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3"/>')
-    parts.append(_tooltips(series, at_x, (left, right, top, bottom), text, x_label))
-    parts += _marks(frame.marks, at_x, (first, last), bottom, x_label)
-    return _svg(parts, width, height)
+    for look, points in dots.items():
+        many = " many" if len(points) > POINTS else ""
+        path = "".join(f"M{at_x(x):.1f} {at_y(y):.1f}h0" for x, y in points if y is not None)
+        parts.append(f'<path class="dots{many} l{look}" d="{path}"/>')
+    parts.append(_tooltips(series, at_x, (left, right, top, bottom), text, chart.place or chart.x_label))
+    parts += _marks(chart.marks, at_x, (first, last), bottom, chart.place or chart.x_label)
+    return svg(parts, width, height)
 
 
 def _tooltips(
@@ -399,7 +297,8 @@ def _tooltips(
         place = f"{x:.0f}" if first[x] == x else f"{first[x]:.0f}–{x:.0f}"
         said = escape(f"{x_label} {place}\n" + "\n".join(at[x]))
         parts.append(
-            f'<g class="hit"><rect x="{begin:.1f}" y="{top}" width="{max(end - begin, 0.5):.1f}" '
+            f'<g class="hit" data-first="{first[x]:.0f}" data-last="{x:.0f}">'
+            f'<rect x="{begin:.1f}" y="{top}" width="{max(end - begin, 0.5):.1f}" '
             f'height="{bottom - top}"/><line x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{top}" '
             f'y2="{bottom}"/><title>{said}</title></g>'
         )
@@ -435,43 +334,6 @@ def _said(point: _Point, mean: float, text: Text) -> str:
     return f"mean {text(mean)}, least {text(point.low)}, most {text(point.high)}"
 
 
-def _drawn_bars(
-    values: Sequence[float],
-    labels: Sequence[str],
-    width: int,
-    height: int,
-    text: Text,
-    axis: str,
-    look: int,
-) -> Markup:
-    top, bottom = 22, height - (36 if axis else 22)
-    most = max(max(values, default=0.0), 1e-9)
-    step = (width - 8) / max(len(values), 1)
-    bar = min(step * 0.78, 64)
-    sparse = 1 if step > 44 else 2
-    parts = [f'<line class="grid" x1="4" x2="{width - 4}" y1="{bottom}" y2="{bottom}"/>']
-    for i, (value, label) in enumerate(zip(values, labels, strict=True)):
-        centre = 4 + step * (i + 0.5)
-        tall = value / most * (bottom - top)
-        if value:
-            parts.append(
-                f'<rect class="b{look}" x="{centre - bar / 2:.1f}" y="{bottom - tall:.1f}" width="{bar:.1f}" '
-                f'height="{tall:.1f}" rx="2"><title>{escape(label)}: {escape(text(value))}</title></rect>'
-                f'<text class="value mid" x="{centre:.1f}" y="{bottom - tall - 6:.1f}">'
-                f"{escape(text(value))}</text>"
-            )
-        if i % sparse == 0:
-            parts.append(f'<text class="tick mid" x="{centre:.1f}" y="{bottom + 16}">{escape(label)}</text>')
-    if axis:
-        parts.append(f'<text class="tick mid" x="{width / 2:.0f}" y="{height - 3}">{escape(axis)}</text>')
-    return _svg(parts, width, height)
-
-
-def _svg(parts: Sequence[str], width: int, height: int) -> Markup:
-    body = "".join(parts)
-    return Markup(f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{body}</svg>')
-
-
 def _thinned(
     points: Sequence[tuple[float, float | None]], most: int = POINTS, errors: Sequence[float | None] = ()
 ) -> list[_Point]:
@@ -498,28 +360,6 @@ def _unbroken(points: Sequence[_Point]) -> list[list[tuple[_Point, float]]]:
         else:
             runs[-1].append((point, point.y))
     return [run for run in runs if run]
-
-
-def _ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers that enclose low … high."""
-    spread = high - low or abs(high) or 1.0
-    raw = spread / (most - 1)
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
-    first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]
-
-
-def _round_ticks(first: float, last: float, most: int) -> list[float]:
-    """Whole numbers between first and last."""
-    if last <= first:
-        return [first]
-    raw = max((last - first) / most, 1)
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw)
-    begin = math.ceil(first / step) * step
-    return [x for x in (begin + i * step for i in range(int((last - begin) / step) + 1)) if x >= first]
 
 
 def _spoken(series: Series, text: Text) -> str:

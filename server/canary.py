@@ -1,0 +1,88 @@
+"""The verdict on a canary: how its devices' held-out choices judge it, beside the release in use.
+
+Two runs measure it, one from each release, with the same settings and the same devices. What they count
+leaves no device but inside the masked sum of a round, with the noise of the run where it has noise. A
+difference within two standard errors, of people and of noise together, is no difference that is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+from penchant.common.wording import percent, points
+from penchant.server.measured import APART
+from penchant.server.privacy_figures import PrivacyFigures
+from penchant.server.standing import RunStanding
+
+__all__ = ["CanaryVerdict", "ReleaseCounts"]
+
+Outcome = Literal["not measured", "hidden", "not known", "better", "worse"]
+
+_TOLD: dict[Outcome, str] = {
+    "not measured": "not measured yet",
+    "hidden": "not known: the noise hides the counts of so few people",
+    "not known": "not known yet: the difference is within what chance and noise make",
+    "better": "better than the release in use",
+    "worse": "worse than the release in use",
+}
+
+
+@dataclass(frozen=True)
+class ReleaseCounts:
+    """What masked sums say of one release, by the devices of a canary.
+
+    Attributes:
+        people: how many are in the largest of these sums.
+        standing: the accuracy with its error, which holds the noise; None where the noise hides it, or nobody
+            holds any choices back.
+        privacy: what the noise of a measuring run promises; None where sums are exact.
+        runs: how many runs measured it.
+    """
+
+    people: int
+    standing: RunStanding | None
+    privacy: PrivacyFigures | None
+    runs: int = 1
+
+    def words(self) -> str:
+        """The accuracy and whose it is, in words."""
+        known = self.standing
+        shown = "no accuracy" if known is None else percent(known.accuracy, error=known.error)
+        noise = (
+            "sums over secure aggregation, not noised"
+            if self.privacy is None
+            else f"noised, {self.privacy.words()} for each person and run"
+        )
+        often = f" in {self.runs} runs" if self.runs > 1 else ""
+        return f"{shown} of {self.people} people{often} ({noise})"
+
+
+@dataclass(frozen=True)
+class CanaryVerdict:
+    """What is known of a canary and of the release in use; None for one that is not measured."""
+
+    tried: ReleaseCounts | None = None
+    used: ReleaseCounts | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """Better or worse only where the difference is more than chance and noise would make."""
+        if self.tried is None or self.used is None:
+            return "not measured"
+        tried, used = self.tried.standing, self.used.standing
+        if tried is None or used is None:
+            return "hidden"
+        if abs(tried.accuracy - used.accuracy) <= APART * sqrt(tried.error**2 + used.error**2):
+            return "not known"
+        return "better" if tried.accuracy > used.accuracy else "worse"
+
+    def words(self) -> str:
+        """The verdict in a line."""
+        told = _TOLD[self.outcome]
+        if self.tried is None or self.used is None:
+            return told
+        if self.tried.standing is not None and self.used.standing is not None:
+            told += f", by {points(self.tried.standing.accuracy - self.used.standing.accuracy)} points"
+        return f"{told}; canary {self.tried.words()}, in use {self.used.words()}"

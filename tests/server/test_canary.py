@@ -1,0 +1,66 @@
+"""What is said of a canary: better or worse only where neither chance nor noise would make the difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penchant.server.canary import CanaryVerdict, ReleaseCounts
+from penchant.server.journal import RoundLog
+from penchant.server.measured import Measurement
+from penchant.server.privacy_figures import PrivacyFigures
+from penchant.server.standing import RunStanding, pooled_standing
+
+PRIVACY = PrivacyFigures(4.0, 1e-5, 2.0, 3, 20, 0.1, 0.5)
+
+
+def counts(accuracy: float, error: float, privacy: PrivacyFigures | None = None) -> ReleaseCounts:
+    return ReleaseCounts(200, RunStanding(accuracy, error), privacy)
+
+
+def test_a_canary_that_nobody_measured_is_not_known() -> None:
+    assert CanaryVerdict().outcome == "not measured"
+    assert CanaryVerdict(tried=counts(0.7, 0.01)).outcome == "not measured"
+    assert CanaryVerdict(used=counts(0.7, 0.01)).words() == "not measured yet"
+
+
+def test_noise_that_hides_the_counts_says_nothing_of_the_canary() -> None:
+    hidden = ReleaseCounts(20, None, PRIVACY)
+    verdict = CanaryVerdict(hidden, counts(0.7, 0.01, PRIVACY))
+    assert verdict.outcome == "hidden"
+    assert "the noise hides the counts" in verdict.words()
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(1e-4, 0.3), st.floats(1e-4, 0.3))
+def test_nothing_is_decided_within_two_standard_errors(
+    a: float, b: float, first: float, second: float
+) -> None:
+    outcome = CanaryVerdict(counts(a, first), counts(b, second)).outcome
+    told_apart = abs(a - b) > 2 * sqrt(first**2 + second**2)
+    assert outcome == (("better" if a > b else "worse") if told_apart else "not known")
+
+
+def test_the_words_say_the_noise_or_that_there_is_none() -> None:
+    exact = CanaryVerdict(counts(0.75, 0.01), counts(0.65, 0.01)).words()
+    assert exact.startswith(
+        "better than the release in use, by +10.0 points; canary 75.0 ± 1.0% of 200 people"
+    )
+    assert exact.count("sums over secure aggregation, not noised") == 2
+    noised = CanaryVerdict(counts(0.6, 0.02, PRIVACY), counts(0.65, 0.02, PRIVACY)).words()
+    assert noised.startswith("not known yet: the difference is within what chance and noise make")
+    assert noised.count("noised, epsilon 4, delta 1e-05 for each person and run") == 2
+
+
+def test_the_error_of_a_noised_accuracy_holds_people_and_noise() -> None:
+    exact = RoundLog(2, 1, "close", 100, 100, {}, 0.0, 0, 0, 0, None, 0.6, None, 0.0, judged=400)
+    noised = replace(exact, judged=None, judges=100, count_noise=0.04)
+    assert Measurement(1, exact).error == pytest.approx(sqrt(0.24 / 400))
+    assert Measurement(1, noised).error == pytest.approx(sqrt(0.24 / 100 + 0.04**2 * 1.36))
+    assert Measurement(1, replace(exact, judged=None)).error is None
+    standing = pooled_standing([Measurement(1, noised)], 100, 0.04)
+    assert standing is not None
+    assert standing.error == pytest.approx(sqrt(0.24 / 100 + 0.04**2 * 1.36), rel=0.02)
