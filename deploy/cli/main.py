@@ -23,79 +23,81 @@ from penchant.deploy.error_report import USAGE, ErrorReport
 __all__ = ["main"]
 
 RESEARCHER, OPERATOR, OWNER = "Researcher", "Operator", "Device owner"
+_HERE = "penchant.deploy.cli"
+_PLACES = (
+    Place(
+        "simulate",
+        f"{_HERE}.researcher",
+        RESEARCHER,
+        "Simulate a federation on this machine and report how well each person's model does.",
+    ),
+    Place(
+        "compare",
+        f"{_HERE}.researcher",
+        RESEARCHER,
+        "Compare what is shared: same people, choices and seeds; one table with standard errors.",
+    ),
+    Place(
+        "tune",
+        f"{_HERE}.researcher",
+        RESEARCHER,
+        "Search for good settings on your data, judged on validation pairs, and write them as a recipe.",
+    ),
+    Place(
+        "export",
+        f"{_HERE}.researcher",
+        RESEARCHER,
+        "Write the models of a simulation as plain peft files: the shared one, and everybody's own.",
+    ),
+    Place(
+        "evaluate",
+        f"{_HERE}.researcher",
+        RESEARCHER,
+        "Judge models on pairs of your own: all together, and person by person or kind by kind.",
+    ),
+    Place(
+        "quickstart",
+        f"{_HERE}.quickstart",
+        OPERATOR,
+        "A whole fleet on this machine: authority, server behind its gateway, devices; it learns, and ends.",
+    ),
+    Place(
+        "audit",
+        f"{_HERE}.researcher",
+        RESEARCHER,
+        "List what left each client in a recorded run: by name, shape, type and bytes.",
+    ),
+    Place(
+        "device",
+        f"{_HERE}.device",
+        OWNER,
+        "The owner of a device: record choices, train, rank, look at what left, export, leave.",
+    ),
+    Place(
+        "authority",
+        f"{_HERE}.authority",
+        OPERATOR,
+        "The enrolment authority, apart from the server: certifies devices, revokes, publishes the list.",
+    ),
+    Place(
+        "server",
+        f"{_HERE}.server",
+        OPERATOR,
+        "The operator of a fleet: bring a server up, invite devices, start and watch runs.",
+    ),
+    Place(
+        "console",
+        f"{_HERE}.console",
+        OPERATOR,
+        "The operator's console: a web application over the runs of a fleet.",
+    ),
+)
 
 
 class _Penchant(GroupOnDemand):
     """All commands, as the help lists them."""
 
-    places = (
-        Place(
-            "simulate",
-            "penchant.deploy.cli.researcher",
-            RESEARCHER,
-            "Simulate a federation on this machine and report how well each person's model does.",
-        ),
-        Place(
-            "compare",
-            "penchant.deploy.cli.researcher",
-            RESEARCHER,
-            "Compare what is shared: same people, choices and seeds; one table with standard errors.",
-        ),
-        Place(
-            "tune",
-            "penchant.deploy.cli.researcher",
-            RESEARCHER,
-            "Search for good settings on your data, judged on validation pairs, and write them as a recipe.",
-        ),
-        Place(
-            "export",
-            "penchant.deploy.cli.researcher",
-            RESEARCHER,
-            "Write the models of a simulation as plain peft files: the shared one, and everybody's own.",
-        ),
-        Place(
-            "evaluate",
-            "penchant.deploy.cli.researcher",
-            RESEARCHER,
-            "Judge models on pairs of your own: all together, and person by person or kind by kind.",
-        ),
-        Place(
-            "quickstart",
-            "penchant.deploy.cli.quickstart",
-            OPERATOR,
-            "A whole fleet on this machine: authority, server behind its gateway, devices; it learns, and ends.",
-        ),
-        Place(
-            "audit",
-            "penchant.deploy.cli.researcher",
-            RESEARCHER,
-            "List what left each client in a recorded run: by name, shape, type and bytes.",
-        ),
-        Place(
-            "device",
-            "penchant.deploy.cli.device",
-            OWNER,
-            "The owner of a device: record choices, train, rank, look at what left, export, leave.",
-        ),
-        Place(
-            "authority",
-            "penchant.deploy.cli.authority",
-            OPERATOR,
-            "The enrolment authority, apart from the server: certifies devices, revokes, publishes the list.",
-        ),
-        Place(
-            "server",
-            "penchant.deploy.cli.server",
-            OPERATOR,
-            "The operator of a fleet: bring a server up, invite devices, start and watch runs.",
-        ),
-        Place(
-            "console",
-            "penchant.deploy.cli.console",
-            OPERATOR,
-            "The operator's console: a web application over the runs of a fleet.",
-        ),
-    )
+    places = _PLACES
 
 
 app = typer.Typer(

@@ -9,22 +9,21 @@ from penchant.deploy.cli.on_demand import GroupOnDemand, places
 __all__ = ["app"]
 
 
+_HERE = "penchant.deploy.cli.device"
+
+
 class _Device(GroupOnDemand):
     """What an owner does, in the order in which `--help` lists it."""
 
     places = (
-        *places("penchant.deploy.cli.device.choices", "import", "label"),
-        *places("penchant.deploy.cli.device.page", "open"),
-        *places(
-            "penchant.deploy.cli.device.model", "train", "rank", "best-of", "release", "status", "export"
-        ),
-        *places("penchant.deploy.cli.device.chat", "chat"),
-        *places("penchant.deploy.cli.device.programs", "serve-api", "api-token"),
-        *places("penchant.deploy.cli.device.forgetting", "forget"),
-        *places("penchant.deploy.cli.device.membership", "request", "join", "accept", "leave"),
-        *places(
-            "penchant.deploy.cli.device.agent", "serve", "connect", "runs", "accept-run", "spent", "pause"
-        ),
+        *places(f"{_HERE}.choices", "import", "label"),
+        *places(f"{_HERE}.page", "open"),
+        *places(f"{_HERE}.model", "train", "rank", "best-of", "release", "status", "export"),
+        *places(f"{_HERE}.chat", "chat"),
+        *places(f"{_HERE}.programs", "serve-api", "api-token"),
+        *places(f"{_HERE}.forgetting", "forget"),
+        *places(f"{_HERE}.membership", "request", "join", "accept", "leave"),
+        *places(f"{_HERE}.agent", "serve", "connect", "runs", "accept-run", "spent", "pause"),
     )
 
 
