@@ -233,7 +233,7 @@ def test_the_page_of_the_architecture_counts_the_command() -> None:
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     (found,) = (
         node
-        for node in ast.walk(tree(ROOT / "deploy/cli/main.py"))
+        for node in ast.walk(tree(ROOT / "deploy/cli/researcher.py"))
         if isinstance(node, ast.FunctionDef) and node.name == "simulate"
     )
     assert found.end_lineno is not None
@@ -371,19 +371,45 @@ def test_each_room_is_typed() -> None:
 # --- the command line stays quick -----------------------------------------------------------------
 
 
-def test_help_imports_nothing_heavy() -> None:
+HEAVY_FOR_HELP = {"torch", "transformers", "peft", "matplotlib", "flwr", "pyarrow", "dp_accounting"}
+COMMANDS = {
+    f"penchant.deploy.cli.{module}"
+    for module in ("researcher", "quickstart", "authority", "server", "console")
+}
+OF_A_DEVICE = {
+    f"penchant.deploy.cli.device.{module}"
+    for module in ("choices", "page", "chat", "programs", "forgetting", "membership", "agent", "model")
+}
+SETTINGS = {"penchant.common.config", "penchant.common.settings", "penchant.deploy.configuration"}
+
+
+@pytest.mark.parametrize(
+    ("line", "unwanted"),
+    [
+        (
+            "--help",
+            COMMANDS | OF_A_DEVICE | SETTINGS | {"penchant.deploy.cli.device", "numpy", "importlib.metadata"},
+        ),
+        ("--version", COMMANDS | OF_A_DEVICE | SETTINGS | {"rich"}),
+        ("device rank --help", (COMMANDS | OF_A_DEVICE | SETTINGS) - {"penchant.deploy.cli.device.model"}),
+        ("device --help", COMMANDS),
+        ("server --help", (COMMANDS | OF_A_DEVICE) - {"penchant.deploy.cli.server"}),
+        ("simulate --help", (COMMANDS | OF_A_DEVICE) - {"penchant.deploy.cli.researcher"}),
+    ],
+)
+def test_help_imports_nothing_that_it_does_not_need(line: str, unwanted: set[str]) -> None:
     script = (
         "import sys\n"
         "from penchant.deploy.cli.main import main\n"
-        "sys.argv = ['penchant', '--help']\n"
         "try:\n    main()\nexcept SystemExit as leave:\n    code = leave.code\nelse:\n    code = 0\n"
-        "heavy = {'torch', 'transformers', 'peft', 'matplotlib', 'flwr', 'pyarrow', 'dp_accounting'}\n"
-        "heavy &= set(sys.modules)\n"
-        "sys.exit(f'--help imports {sorted(heavy)}' if heavy else code)\n"
+        "print(code, *sys.modules, file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "simulate" in done.stdout
+    command = [sys.executable, "-c", script, *line.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    code, *modules = done.stderr.split()
+    assert (done.returncode, code) == (0, "0"), done.stderr
+    assert done.stdout
+    assert (HEAVY_FOR_HELP | unwanted) & set(modules) == set()
 
 
 def test_what_stays_up_beside_a_server_loads_no_torch() -> None:

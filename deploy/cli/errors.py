@@ -42,9 +42,9 @@ def command(
 
     def register(body: Body) -> Body:
         shown = ending_in_one_line(body)
-        app.command(name, **options)(shown)
+        now = name or body.__name__.replace("_", "-")
+        app.command(now, **options)(shown)
         if formerly:
-            now = name or body.__name__
             group = f"penchant {app.info.name or ''}".rstrip()
             app.command(formerly, **options | {"hidden": True})(
                 _after_notice(shown, f"`{group} {formerly}` is called `{group} {now}` now; use that name")

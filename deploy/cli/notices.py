@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from penchant.common.settings import RenamedSetting
 from penchant.deploy.cli.errors import notice
 
 __all__ = ["notices_in_one_line"]
@@ -19,6 +18,8 @@ def notices_in_one_line() -> Iterator[None]:
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+        from penchant.common.settings import RenamedSetting  # few commands have settings
+
         if issubclass(category, RenamedSetting):
             notice(str(message))
         else:

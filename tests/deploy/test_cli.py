@@ -600,7 +600,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_version_and_help(penchant: Penchant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penchant.deploy.cli.main.version", lambda name: f"{name} 1.2.3")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 1.2.3")
     assert penchant("--version") == Ended(0, "penchant 1.2.3\n", "")
     for words in (["--help"], ["-h"]):
         ended = penchant(*words)

@@ -18,6 +18,7 @@ import peft  # noqa: F401
 import transformers.models.bert.modeling_bert  # noqa: F401
 from system.trapped import Traps
 
+import penchant.deploy.cli.device.agent  # noqa: F401
 from penchant.deploy.cli.main import main
 
 CLONE_NEWNET = 0x40000000
