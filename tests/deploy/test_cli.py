@@ -192,7 +192,7 @@ def test_more_people_than_there_are(refused: Callable[..., str], tiny: list[str]
             ["--evaluate", "validation", "--validation-pairs", 0],
             "data.evaluate is validation, but data.validation_pairs is 0; ask for some, or score on test",
         ),
-        (["--grid", "cloud"], "grid is 'cloud'; choose one of local, ray"),
+        (["--grid", "cloud"], "grid is 'cloud'; choose one of local, processes, ray"),
         (["--server-optimizer", "adam"], "choose one of fedavg, fedadam"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
