@@ -88,8 +88,7 @@ class Availability:
         self._known = {node: member for node, member in self._known.items() if node in present}
         asked = present - set(self._known)
         self._unready = {}
-        # Without patience nobody is asked again, and a worker of Ray may still be loading the base model.
-        self.announce_settled(sorted(asked), GREETING_SECONDS if self.run.patience else math.inf)
+        self.announce_settled(sorted(asked), GREETING_SECONDS)
         self._silent = frozenset(asked - set(self._known) - set(self._unready))
         return self._belonging()
 

@@ -3,8 +3,9 @@
 The very rounds, relay and agents of the in-process grid. This process starts a SuperLink in simulation mode
 on loopback, hands it the run through ``flwr run``, waits for the run's end and stops the SuperLink with
 all that it started (`ray_guard`). Ray is started for the run alone, or is the cluster that RAY_ADDRESS names
-(`ray_cluster`), of which nothing is stopped but the run's own workers. Ray may serve successive messages of
-one client from different processes, so an agent's open attempt lies sealed in its own directory between them.
+(`ray_cluster`, `ray_nodes`), of which nothing is stopped but the run's own workers. Ray may serve successive
+messages of one client from different processes, so an agent's open attempt lies sealed in its own directory
+between them.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from penchant.deploy.simulation.ray_cluster import (
     RAY_ADDRESS,
     cluster_address,
     refuse_unfit,
-    require_fit_nodes,
 )
 from penchant.deploy.simulation.ray_guard import MARK, POLITE_SECONDS, guarded, stop_marked
+from penchant.deploy.simulation.ray_nodes import require_fit_nodes
 from penchant.deploy.simulation.world import (
     Progress,
     SimulationSetup,

@@ -128,7 +128,9 @@ def test_a_task_is_the_message_and_a_frame_and_never_the_base_model(
     journal = Journal(directory)
     grid = InProcessGrid(served, len(fleet), workers=1, run_config={DIRECTORY: str(directory)})
     try:
-        federate(world.open_run(prepared, journal, fleet), grid)
+        run = world.open_run(prepared, journal, fleet)
+        assert run.patience > 0, "workers that are still loading the model are waited for"
+        federate(run, grid)
         assert journal.logs()[-1].phase == "close"
     finally:
         grid.close()

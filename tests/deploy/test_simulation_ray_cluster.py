@@ -20,7 +20,7 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, JournalError
 from penchant.deploy import run_directory
 from penchant.deploy.flower.superlink import free_port
-from penchant.deploy.simulation import ray_cluster
+from penchant.deploy.simulation import ray_cluster, ray_nodes
 
 RAY = str(Path(sys.executable).parent / "ray")
 PROGRAM = [sys.executable, "-c", "from penchant.deploy.cli.main import main; main()", "simulate"]
@@ -141,7 +141,7 @@ def test_a_run_on_two_nodes_gives_the_bits_of_the_in_process_grid_and_both_serve
     assert left["ray"] == left["local"]
     workers = [path.name.split(".") for path in (tmp_path / "ray" / "ray-workers").iterdir()]
     assert len({node for *_, node, _ in workers}) == 2, "both nodes served somebody"
-    assert not (tmp_path / "ray" / ray_cluster.PROBE).exists()
+    assert not (tmp_path / "ray" / ray_nodes.PROBE).exists()
 
 
 # --- what is refused --------------------------------------------------------------------------------------
@@ -168,33 +168,31 @@ def test_workers_and_ray_client_are_refused_on_a_cluster(monkeypatch: pytest.Mon
 
 def test_nodes_that_find_something_else_are_named() -> None:
     here = {"shared folder": "5e", "torch": "2.8.0", "base model": "ab"}
-    assert ray_cluster.differences(here, {"a": here, "b": here | {"more": "1"}}) == []
-    found = ray_cluster.differences(
-        here, {"a": here | {"torch": "2.7.0"}, "b": {"error": "no such data set"}}
-    )
+    assert ray_nodes.differences(here, {"a": here, "b": here | {"more": "1"}}) == []
+    found = ray_nodes.differences(here, {"a": here | {"torch": "2.7.0"}, "b": {"error": "no such data set"}})
     assert found == [
         "node a of the Ray cluster has another torch than this machine: 2.7.0, not 2.8.0",
         "node b of the Ray cluster can't open the run: no such data set",
     ]
-    (none,) = ray_cluster.differences(here, {})
+    (none,) = ray_nodes.differences(here, {})
     assert "no node with a processor" in none
 
 
 def test_a_machine_without_the_runs_directory_says_so(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    assert "error" in ray_cluster.facts(str(tmp_path / "elsewhere"))
+    assert "error" in ray_nodes.facts(str(tmp_path / "elsewhere"))
     write_choices(tmp_path / "choices.jsonl", [10] * 3)
     config = RunConfig().changed(small_run(tiny_model("bert"), tmp_path / "choices.jsonl", 3, 1))
     run_directory.create(tmp_path / "run", config)
-    copied = ray_cluster.facts(str(tmp_path / "run"))
+    copied = ray_nodes.facts(str(tmp_path / "run"))
     assert "same path" in copied["error"], (
         "a copy of the directory has not what the asking process wrote there"
     )
-    (tmp_path / "run" / ray_cluster.PROBE).write_text("5e")
-    there = ray_cluster.facts(str(tmp_path / "run"))
+    (tmp_path / "run" / ray_nodes.PROBE).write_text("5e")
+    there = ray_nodes.facts(str(tmp_path / "run"))
     assert there["shared folder"] == "5e"
-    assert len(there["run"]) == 64
+    assert len(bytes.fromhex(there["run"])) == 16
 
 
 def test_a_cluster_that_is_not_there_fails_in_one_line(tmp_path: Path) -> None:
@@ -203,4 +201,4 @@ def test_a_cluster_that_is_not_there_fails_in_one_line(tmp_path: Path) -> None:
         "RAY_gcs_rpc_server_reconnect_timeout_s": "2",
     }
     with pytest.raises(JournalError, match="can't be reached"):
-        ray_cluster.require_fit_nodes(tmp_path, nobody)
+        ray_nodes.require_fit_nodes(tmp_path, nobody)
