@@ -2,12 +2,15 @@
 
 The very rounds, relay and agents of the in-process grid. This process starts a SuperLink in simulation mode
 on loopback, hands it the run through ``flwr run``, waits for the run's end and stops the SuperLink with
-all that it started (`deploy.guard`). Ray may serve successive messages of one client from different
-processes, so an agent's open attempt lies sealed in its own directory between them.
+all that it started (`ray_guard`). Ray is started for the run alone, or is the cluster that RAY_ADDRESS names
+(`ray_cluster`, `ray_nodes`), of which nothing is stopped but the run's own workers. Ray may serve successive
+messages of one client from different processes, so an agent's open attempt lies sealed in its own directory
+between them.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -35,7 +38,14 @@ from penchant.deploy.flower.superlink import (
 )
 from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.race_record import Race
+from penchant.deploy.simulation.ray_cluster import (
+    NO_CLUSTER,
+    RAY_ADDRESS,
+    cluster_address,
+    refuse_unfit,
+)
 from penchant.deploy.simulation.ray_guard import MARK, POLITE_SECONDS, guarded, stop_marked
+from penchant.deploy.simulation.ray_nodes import require_fit_nodes
 from penchant.deploy.simulation.world import (
     Progress,
     SimulationSetup,
@@ -53,18 +63,29 @@ __all__ = ["client_app", "run_on_ray", "server_app"]
 
 ENDED = "ray-ended"  # the ServerApp's last word: empty, or why it failed
 LOG = "ray.log"
+WORKERS = (
+    "ray-workers"  # a folder: one empty file for each worker that served somebody, by its node and process
+)
 READY_SECONDS = 90.0
 LOOK_SECONDS = 0.5
 ASK_SECONDS = 5.0  # between two questions to the SuperLink whether the run still goes on
 
 
 def run_on_ray(world: SimulationSetup, directory: Path, journal: Journal, progress: Progress) -> None:
-    """Federate on Ray. Raises RoundFailed with the server's reason, or JournalError when Flower fails."""
+    """Federate on Ray.
+
+    Raises RoundFailed with the server's reason, or JournalError when Flower fails, or a node of the cluster
+    can't take the run.
+    """
     require_ray()
+    refuse_unfit(world.config)
     directory = directory.absolute()
     home, ended = directory / "flwr", directory / ENDED
     stop_marked(str(directory))  # left by a process that was killed with its guard
     ended.unlink(missing_ok=True)
+    if cluster_address():
+        progress.stage("asking the nodes of the Ray cluster")
+        require_fit_nodes(directory, _surroundings(directory, home))
     with _superlink(directory, home) as (superlink, address):
         settings = [f"num-supernodes={len(world.federation.people)}", "client-resources-num-cpus=1"]
         if world.config.workers:
@@ -134,7 +155,13 @@ def _world(directory: str) -> tuple[SimulationSetup, SimulatedDevices]:
 
 @lru_cache(maxsize=1)
 def _warm_once(directory: str) -> None:
+    """What a worker does before its first message; it leaves its name in the run's directory."""
+    import ray
+
     warm(_world(directory)[0])
+    name = f"{socket.gethostname()}.{ray.get_runtime_context().get_node_id()}.{os.getpid()}"
+    (Path(directory) / WORKERS).mkdir(exist_ok=True)
+    (Path(directory) / WORKERS / name).touch()
 
 
 def _directory(context: Context) -> Path:
@@ -151,11 +178,10 @@ def _directory(context: Context) -> Path:
 def _superlink(directory: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A SuperLink under a guard, and its address; at the end nothing of it runs any more."""
     port = free_port()
-    marked = environment(home) | {"RAY_USAGE_STATS_ENABLED": "0", MARK: str(directory)}
     with (directory / LOG).open("ab") as log:
         superlink = subprocess.Popen(
             guarded(simulation_command(port)),
-            env=marked,
+            env=_surroundings(directory, home),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -172,6 +198,12 @@ def _superlink(directory: Path, home: Path) -> Iterator[tuple[subprocess.Popen[b
         except subprocess.TimeoutExpired:
             superlink.kill()
         stop_marked(str(directory))
+
+
+def _surroundings(directory: Path, home: Path) -> dict[str, str]:
+    """The environment of the run's processes. Without RAY_ADDRESS they don't join what else runs here."""
+    chosen = {"RAY_USAGE_STATS_ENABLED": "0", RAY_ADDRESS: cluster_address() or NO_CLUSTER}
+    return environment(home) | chosen | {MARK: str(directory)}
 
 
 def _wait_until_up(superlink: subprocess.Popen[bytes], port: int) -> None:

@@ -25,6 +25,7 @@ from penchant.deploy.earlier_round import EarlierRound
 from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
 from penchant.deploy.simulation.devices import AGENTS, SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
+from penchant.deploy.simulation.ray_cluster import refuse_unfit
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.noise_terms import figures_of, refuse_drowned, settle_noise
 from penchant.server.optimizers import server_optimizer
@@ -149,6 +150,7 @@ def prepare(
     server_optimizer(config.federation.server_optimizer)
     if config.grid == "ray":
         require_ray()
+        refuse_unfit(config)
         if federation is not None:
             raise ConfigError(
                 "grid is ray, whose processes load the people by name; write them to a file and name that, "
@@ -211,6 +213,8 @@ def open_run(
         observe=observe,
         start=None if world.start is None else world.start.factors,
         manifest=fleet.sign(manifest),
+        # Ray's workers load people and base model before they answer, and are asked again until they do.
+        patience=world.config.federation.deadline_seconds if world.config.grid == "ray" else 0.0,
     )
 
 
