@@ -118,19 +118,31 @@ _PAPER = (
 
 def file(drawn: Markup, title: str, width: int, height: int, legend: Sequence[tuple[str, int]]) -> str:
     """A drawing as an SVG file, with its heading and legend above it."""
-    top = 34 + 20 * len(legend)
+    top, side = 34 + 20 * len(legend), 12  # labels of an axis reach beyond the drawing
     keys = Markup("").join(
         Markup('<line class="key l{}" x1="12" x2="34" y1="{}" y2="{}"/><text x="42" y="{}">{}</text>').format(
             look, 40 + 20 * i, 40 + 20 * i, 44 + 20 * i, label
         )
         for i, (label, look) in enumerate(legend)
     )
-    placed = str(drawn).replace("<svg ", f'<svg y="{top}" width="{width}" height="{height}" ', 1)
+    placed = str(drawn).replace(
+        "<svg ", f'<svg x="{side}" y="{top}" width="{width}" height="{height}" overflow="visible" ', 1
+    )
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" width="{}" height="{}"><style>{}</style>'
         '<title>{}</title><rect width="100%" height="100%" fill="#fff"/>'
         '<text class="title" x="12" y="20">{}</text>{}{}</svg>\n'
-    ).format(width, top + height, width, top + height, Markup(_PAPER), title, title, keys, Markup(placed))
+    ).format(
+        width + 2 * side,
+        top + height,
+        width + 2 * side,
+        top + height,
+        Markup(_PAPER),
+        title,
+        title,
+        keys,
+        Markup(placed),
+    )
 
 
 def svg(parts: Sequence[str], width: int, height: int) -> Markup:

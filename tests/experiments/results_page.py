@@ -29,6 +29,7 @@ from penchant.deploy.comparison.statistics import difference
 from penchant.deploy.comparison.table import ComparisonRow, RunCost
 from penchant.deploy.report import plots
 from penchant.deploy.report.comparison_page import learning_curves
+from penchant.server.charts.chart import Chart
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "experiments" / "results"
@@ -38,15 +39,6 @@ PAGES = (PAGE, HISTORY)
 FIGURES = ROOT / "docs" / "figures"
 
 BLOCK = re.compile(r"<!-- compare ([\w-]+) -->\n.*?<!-- end -->", re.S)
-COLOURS = {
-    "ink": "#1a1a1a",
-    "muted": "#6b6b6b",
-    "rule": "#dddddd",
-    "accent": "#0b6e8a",
-    "second": "#b3541e",
-    "paper": "#ffffff",
-}
-FONT = "font-family: system-ui, sans-serif"
 
 
 def keep(directory: Path, name: str, command: str) -> None:
@@ -143,11 +135,11 @@ def _row(row: ComparisonRow, name: str) -> str:
 
 
 def figures(name: str) -> list[tuple[tuple[str, str], str]]:
-    """[((file, words), SVG)]: learning curves where something was varied, else every method's accuracy."""
+    """[((file, title), SVG)]: learning curves where something was varied, else every method's accuracy."""
     rows = rows_of(name)
     curves = learning_curves(rows)
     if curves:
-        drawn: Sequence[plots.Plot] = [curve.plot for curve in curves]
+        drawn: Sequence[Chart] = [curve.plot for curve in curves]
     else:
         (group,) = rankings_of(rows)
         seeds = [list(row.accuracies) for row in group.rows]
@@ -155,18 +147,8 @@ def figures(name: str) -> list[tuple[tuple[str, str], str]]:
         errors = [row.accuracy_se for row in group.rows]
         drawn = [plots.comparison(group.names, means, errors, seeds)]
     return [
-        ((f"compare-{name}{place or ''}.svg", plot.words), standing(plot.wide))
-        for place, plot in enumerate(drawn)
+        ((f"compare-{name}{place or ''}.svg", chart.title), chart.svg()) for place, chart in enumerate(drawn)
     ]
-
-
-def standing(svg: str) -> str:
-    """A plot of a page as a file of its own: real colours and font, on white."""
-    for variable, colour in COLOURS.items():
-        svg = svg.replace(f"var(--{variable})", colour)
-    start = svg.index(">") + 1
-    head = svg[: start - 1] + f' style="{FONT}; background: {COLOURS["paper"]}">'
-    return head + svg[start:]
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from penchant.common.privacy.accounting import rho_of
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server import charts, releases
 from penchant.server.charts import line_chart
+from penchant.server.charts.chart import ticks as ticks_of
 from penchant.server.console.watch import Watch
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, summary_of
@@ -669,7 +670,7 @@ def test_a_point_that_stands_for_many_rounds_says_so_and_keeps_what_one_of_them_
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (0.5, 0.5), (0.01, 0.99), (-3, 1e6), (7, 7.0001), (0, 4)])
 def test_ticks_enclose_what_they_measure(low: float, high: float) -> None:
-    ticks = charts._ticks(low, high)
+    ticks = ticks_of(low, high)
     assert ticks[0] <= low + 1e-9
     assert ticks[-1] >= high - 1e-9
     assert 2 <= len(ticks) <= 7
