@@ -184,7 +184,7 @@ def test_every_share_with_everything_on(
     assert all(row["train_loss"] > 0 and 0 <= row["val_accuracy"] <= 1 for row in log)
     assert all(row["bytes_up"] > 0 and row["bytes_down"] > 0 for row in log)
     if share != "meta":  # a start to adapt from need not be better itself
-    assert log[-1]["train_loss"] < log[0]["train_loss"]
+        assert log[-1]["train_loss"] < log[0]["train_loss"]
     assert result["secagg"] is secagg
     assert any("the server saw every single update" in line for line in result["caveats"]) is not secagg
     scores = [row["accuracy"] for row in result["per_client"]]
