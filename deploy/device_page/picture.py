@@ -177,6 +177,6 @@ def _start(device: Device, run: bytes, kept: Personal) -> str:
     if run != RELEASED:
         return f"what run {run.hex()[:8]} had learned by round {kept.round}"
     release = device.release()
-    if release is None or not release.in_use:  # it knows of a newer one
-        return "an earlier release of the fleet"
+    if release is None:
+        return "a release of the fleet"
     return f"the fleet's release {one_line(release.manifest.contents.name, 60)}"
