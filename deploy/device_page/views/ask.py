@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 from starlette.responses import Response
 
@@ -101,7 +102,10 @@ def _page(
 ) -> Response:
     """The whole page; in its form what was asked last, where nothing else is given."""
     desk = request.context.desk
-    typed = {"prompt": desk.prompt if prompt is None else prompt, "count": count or desk.count}
+    typed: dict[str, Any] = {
+        "prompt": desk.prompt if prompt is None else prompt,
+        "count": count or desk.count,
+    }
     state = request.context.asking.state
     return request.render(
         "ask.html.j2",
@@ -124,5 +128,6 @@ def _came(request: PageRequest, said: str = "") -> Response:
     )
 
 
-def _typed(request: PageRequest) -> dict[str, str]:
+def _typed(request: PageRequest) -> dict[str, Any]:
+    """What the form holds now, for `_page`."""
     return {"prompt": request.form.get("prompt", ""), "count": request.form.get("count", "")[:4]}

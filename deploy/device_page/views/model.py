@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.responses import Response
 
 from penchant.client.device.device import Quality
@@ -80,7 +82,7 @@ def _page(
     prompt: str = "",
     responses: str = "",
 ) -> Response:
-    tried = {"ranked": ranked, "refused": refused, "prompt": prompt, "responses": responses}
+    tried: dict[str, Any] = {"ranked": ranked, "refused": refused, "prompt": prompt, "responses": responses}
     return request.render("model.html.j2", status, said="", **tried, **_seen(request))
 
 
@@ -89,7 +91,7 @@ def _part(request: PageRequest, said: str = "") -> Response:
     return request.part("model_seen.html.j2", said=said, **_seen(request))
 
 
-def _seen(request: PageRequest) -> dict[str, object]:
+def _seen(request: PageRequest) -> dict[str, Any]:
     """What is above the form: work that is being done, and the model."""
     context = request.context
     picture = context.pictures.latest()
