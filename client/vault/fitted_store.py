@@ -6,6 +6,7 @@ depend on: what the vault takes decides whether a round is refused (`client.vaul
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -56,6 +57,17 @@ class FittedStore:
         with self._transaction() as db:
             row = db.execute("SELECT sealed FROM fitted WHERE name = ?", (name,)).fetchone()
             return b"" if row is None else self._storage.open([(bytes(row[0]), name)])[0]
+
+    def mark(self) -> bytes:
+        """Another one as soon as anything is kept anew or forgotten; opens nothing.
+
+        Each value is sealed under a new key, so that its tag, the end of what is sealed, never comes again.
+        """
+        whole = hashlib.sha256()
+        with self._transaction() as db:
+            for (tag,) in db.execute("SELECT substr(sealed, -16) FROM fitted ORDER BY name"):
+                whole.update(tag)
+        return whole.digest()
 
     def forget(self) -> None:
         """Delete all of it, destroy the keys that it was ever sealed under, and give the disk back."""

@@ -64,6 +64,7 @@ PAGES: Sequence[tuple[str, PageView]] = (
 ACTIONS: Sequence[tuple[str, PageView]] = (
     ("/choose", choose.answer),
     ("/ask", ask.send),
+    ("/ask/look", ask.look),
     ("/ask/pick", ask.pick),
     ("/ask/undo", ask.take_back),
     ("/choices/turn", choices.turn),
@@ -72,6 +73,7 @@ ACTIONS: Sequence[tuple[str, PageView]] = (
     ("/choices/untie", choices.untie),
     ("/choices/who", choices.who),
     ("/model/train", model.train),
+    ("/model/look", model.look),
     ("/model/rank", model.rank),
     ("/fleet/pause", fleet.pause),
     ("/fleet/resume", fleet.resume),

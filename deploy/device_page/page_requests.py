@@ -122,22 +122,33 @@ class PageRequest:
         """A whole number that a form or an address holds; another one where it is none."""
         return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else otherwise
 
+    @property
+    def by_script(self) -> bool:
+        """Whether a script asks, to put the answer in the place of a part of its page."""
+        return "hx-request" in self.http_request.headers
+
     def render(self, template: str, code: int = 200, **page: Any) -> HTMLResponse:
         """A page made from a template, with an HTTP status."""
-        around = {
-            "root": self.context.entrance.root,
-            "path": self.path,
-            "csrf": self.context.entrance.csrf,
-            "flash": self.context.take_flash(),
-        }
+        return self.part(template, code, flash=self.context.take_flash(), **page)
+
+    def part(self, template: str, code: int = 200, **page: Any) -> HTMLResponse:
+        """A part of a page; what the next page is to say stays to be said."""
+        entrance = self.context.entrance
+        around = {"root": entrance.root, "path": self.path, "csrf": entrance.csrf}
         return HTMLResponse(self.context.templates.get_template(template).render(around | page), code)
 
-    def progress(self, work: BackgroundWork, now: str) -> Response:
-        """How far the work is, which the page goes on asking `now`; the whole page once it is done."""
+    def progress(self, work: BackgroundWork, now: str, done: Callable[[], Response], place: str) -> Response:
+        """How far the work is, which the page goes on asking `now`.
+
+        Once it is done, the part of the page that shows what came of it, which goes to its `place`: the rest
+        stays as it is, with whatever is being typed there.
+        """
         state = work.state
-        if state is None or not state.running:
-            return Response(headers={"HX-Refresh": "true"})
-        return self.render("work_now.html.j2", state=state, now=now)
+        if state is not None and state.running:
+            return self.part("work_now.html.j2", state=state, now=now)
+        response = done()
+        response.headers["HX-Retarget"], response.headers["HX-Reswap"] = place, "outerHTML"
+        return response
 
     def go(self, path: str, say: str = "") -> RedirectResponse:
         """To another page, which says `say`."""

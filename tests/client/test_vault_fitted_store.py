@@ -45,6 +45,23 @@ def test_what_was_kept_opens_no_more_even_from_a_copy_of_its_file(tmp_path: Path
         store.read("doubt")
 
 
+def test_its_mark_is_another_one_after_each_change_and_no_other_way(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    marks = [store.mark()]
+    for change in (
+        lambda: store.replace({"about": b"this", "doubt": b"that"}),
+        lambda: store.replace({"about": b"this", "doubt": b"that"}),
+        lambda: store.replace({"about": b"this", "doubt": b"those"}),
+    ):
+        change()
+        marks.append(store.mark())
+        assert store.read("about") == b"this"
+        assert opened(tmp_path).mark() == marks[-1]
+    assert len(set(marks)) == 4
+    store.forget()
+    assert store.mark() == marks[0]
+
+
 def test_another_devices_key_opens_nothing(tmp_path: Path) -> None:
     opened(tmp_path).replace({"doubt": LEARNED})
     with pytest.raises(DeviceError, match="does not open"):

@@ -17,6 +17,7 @@ from support.device_page_scene import OwnerAtPage, join_fleet, opened
 from penchant.client.device.device import Device
 from penchant.client.device.labelling import read_comparisons
 from penchant.client.device.preference_store import held_out
+from penchant.client.vault.budget import RELEASED
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import EnrolmentError
 from penchant.deploy.device_page.entrance import Entrance
@@ -376,7 +377,7 @@ def test_the_page_says_which_model_ranks_and_why_and_what_to_know_of_it(device: 
         assert "newer" not in owner.finished()
 
 
-def test_the_page_names_the_run_or_the_release_that_the_model_comes_from(device: Device) -> None:
+def test_the_page_names_the_run_that_the_model_comes_from(device: Device) -> None:
     device.record(motions(24))
     device.train()
     run, kept = device.vault.latest() or (b"", None)
@@ -385,12 +386,135 @@ def test_the_page_names_the_run_or_the_release_that_the_model_comes_from(device:
     device.vault.keep_personal(run, 3, kept.vector, kept.context, version=device.vault.version())
     with opened(device, QUESTIONS) as owner:
         page = owner.finished()
-    assert "by your own model, made in run 00010203, round 3: once there is one, it is used" in page
-    assert "No errors are known of this model" in page
+        assert (
+            "by your own model, fitted to your choices on top of what run 00010203 had learned by round 3: "
+            "once there is one, it is used" in page
+        )
+        assert "No errors are known of this model" in page
+        owner.follow("/model/train")
+        page = owner.finished()
+        assert f"Trained on {len(device.store.train())} choices" in page
+        assert "fitted to your choices on top of what run 00010203 had learned by round 3" in page
+        assert "No errors are known" not in page
+        device.vault.keep_personal(run, 4, kept.vector[:0], kept.context, version=device.vault.version())
+        assert (
+            "the model that knows nobody, what run 00010203 had learned by round 4: nothing is trained yet"
+            in owner.finished()
+        )
+
+
+def test_without_choices_the_page_says_which_model_ranks_as_well(device: Device) -> None:
+    with opened(device, QUESTIONS) as owner:
+        page = owner.get("/model").text
+        assert "the model that knows nobody, the base model&#39;s own start: nothing is trained yet" in page
+        assert "There is nothing to learn from yet." in page
+        assert "/model/train" not in page
+        device.record(motions(24))
+        device.train()
+        for row in device.store.recorded():
+            device.store.remove(row.preference)
+        page = owner.get("/model").text
+        assert "by your own model, trained on this device alone, from the base model&#39;s own start" in page
+        assert "24 choices that the model knows were taken back or changed since" in page
+        _, kept = device.vault.latest() or (b"", None)
+        assert kept is not None
+        device.vault.keep_personal(RELEASED, 2, kept.vector[:0], kept.context, version=device.vault.version())
+        assert "the model that knows nobody, a release of the fleet" in owner.get("/model").text
+
+
+def test_what_is_known_of_the_model_is_read_anew_for_each_page(device: Device) -> None:
+    """Another program fits errors, or model.toml is changed, while the page is open."""
+    device.record(motions(24))
+    device.train()
+    run, kept = device.vault.latest() or (b"", None)
+    assert kept is not None
+    with opened(device, QUESTIONS) as owner:
+        assert "other settings" not in owner.finished()
+        settings = device.directory / "model.toml"
+        before = settings.read_text()
+        settings.write_text(before.replace("local_epochs = 20", "local_epochs = 19"))
+        assert "trained with other settings than model.toml has now" in owner.finished()
+        settings.write_text(before)
+        assert "other settings" not in owner.finished()
+
+        run = bytes(range(16))
+        device.vault.keep_personal(run, 3, kept.vector, kept.context, version=device.vault.version())
+        page = owner.finished()
+        assert "No errors are known of this model" in page
+        assert "<small> ± " not in page
+        Device(device.directory).fit_errors()
+        page = owner.finished()
+        assert "No errors are known" not in page
+        assert "<small> ± " in page
+
+
+def test_a_page_that_is_looked_at_again_keeps_what_is_being_typed(device: Device) -> None:
+    """By a script, which asks for the part that changes alone, and without any, by a form."""
+    device.record(motions(24))
+    typed = {"prompt": "a <prompt>", "responses": "one\r\n<two>"}
+    with opened(device, QUESTIONS) as owner:
+        owner.finished()
+        part = owner.get("/model/now")
+        assert (part.headers["hx-retarget"], part.headers["hx-reswap"]) == ("#seen", "outerHTML")
+        assert part.text.count('<div id="seen">') == 1
+        assert "<textarea" not in part.text
+        assert "http-equiv" not in owner.get("/model").text
+        page = owner.post("/model/look", typed).text
+        assert 'value="a &lt;prompt&gt;"' in page
+        assert "one\r\n&lt;two&gt;</textarea>" in page
+        refused = owner.post("/model/rank", {**typed, "responses": "\n".join(map(str, range(51)))})
+        assert refused.status_code == 413
+        assert "at most 50 responses" in refused.text
+        assert 'value="a &lt;prompt&gt;"' in refused.text
+        assert "\n50</textarea>" in refused.text
+        trained = owner.post("/model/train", headers={"hx-request": "true"})
+        assert trained.status_code == 303
+        part = owner.get("/model", headers={"hx-request": "true"})
+        assert part.text.lstrip().startswith('<div id="seen">')
+        owner.finished()
+
+
+def test_what_the_next_page_says_is_not_said_to_a_script_that_asks_how_far_the_work_is(
+    owner: OwnerAtPage,
+) -> None:
+    owner.post("/fleet/pause")
+    owner.get("/model/now")
+    owner.get("/ask/now")
+    assert "This device takes part in nothing now." in owner.get("/fleet").text
+
+
+def test_training_is_offered_where_there_is_something_to_learn_from(device: Device) -> None:
+    (aside, *_) = (p for p in motions(200) if held_out(p))
+    with opened(device, QUESTIONS) as owner:
+        for _ in QUESTIONS:
+            last = owner.say("equal")
+        assert "That was the last question." in last
+        for page in (last, owner.finished()):
+            assert "From ties alone nothing can be learned: they say something beside choices only." in page
+            assert "/model/train" not in page
+        device.record([aside])
+        for page in (owner.get().text, owner.finished()):
+            assert "So far 1 choice is held out to judge the model by: there is nothing to learn" in page
+            assert "/model/train" not in page
+        device.record(p for p in motions(40)[20:] if not held_out(p))
+        for page in (owner.get().text, owner.finished()):
+            assert "nothing to learn" not in page
+            assert "nothing can be learned" not in page
+            assert "/model/train" in page
+
+
+def test_a_file_that_is_refused_is_followed_by_the_form_for_another(owner: OwnerAtPage) -> None:
+    for name, data in (("rows.jsonl", b"{}"), ("x.parquet", b"PAR1"), ("", b"")):
+        refused = owner.upload(name, data)
+        assert refused.status_code == 422
+        assert refused.text.count('<form class="stack" data-drop') == 1
+    assert "data-drop" not in owner.post("/choices/turn", {"choice": "x"}).text
 
 
 def test_ties_are_said_to_be_learned_from(owner: OwnerAtPage) -> None:
-    assert "is learned from as well: that you like the two alike" in owner.ready().get().text
+    page = owner.ready().get().text
+    assert "is learned from beside choices: that you like the two alike" in page
+    assert "From ties alone nothing can be learned." in page
 
 
 def test_responses_are_ranked_on_the_page_as_by_the_command(device: Device) -> None:

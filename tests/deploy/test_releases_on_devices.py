@@ -20,6 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from support.deployment import made_up_choices
+from support.device_page_scene import opened
 from support.release_scene import RUN, ReleaseScene, now
 
 from penchant.client.device import device as device_module
@@ -203,6 +205,22 @@ def test_a_device_that_was_in_rounds_keeps_their_model_unless_its_owner_says_oth
     assert known.in_use
     assert scene.fetch(member).outcome == "same"
     assert member.report(judged=False).run == ""
+
+
+def test_the_owners_page_names_the_release_that_the_model_comes_from(scene: ReleaseScene) -> None:
+    scene.promote(2)
+    device = scene.device(choices=0)
+    release = f"the fleet&#39;s release {RUN}:release-1"
+    assert scene.fetch(device).outcome == "taken"
+    with opened(device, made_up_choices(9, 3)) as owner:
+        page = owner.get("/model").text
+        assert f"the model that knows nobody, {release}: nothing is trained yet" in page
+        assert "There is nothing to learn from yet." in page
+        device.record(made_up_choices(4, 12))
+        assert f"the model that knows nobody, {release}: nothing is trained yet" in owner.finished()
+        owner.follow("/model/train")
+        page = owner.finished()
+        assert f"by your own model, fitted to your choices on top of {release}: once there is one" in page
 
 
 def test_choices_that_are_forgotten_leave_the_release_in_use(scene: ReleaseScene) -> None:

@@ -8,20 +8,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tomli_w
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
-from support.device_api_scene import motions
+from playwright.sync_api import Browser, Page, StorageState, expect
+from support.device_api_scene import motions, new_device
 from support.processes import PROGRAM, wait_for
 from system.console_browser import SCREENS, Operator, Served, chromium
 
 from penchant.client.device.device import OfflineConfig
 from penchant.common.settings import section_table
+from penchant.deploy.device_page.entrance import Entrance
+from penchant.deploy.device_page.picture import ModelPicture, PictureBook
+from penchant.deploy.device_page.serving import page_server
 
 pytestmark = pytest.mark.system
 
@@ -70,18 +75,29 @@ def left(page: Page) -> str:
     return page.locator(".response").first.inner_text()
 
 
-def drop(page: Page, name: str, data: str) -> None:
-    """A file that comes from outside the browser falls on the page."""
+def drop(page: Page, *files: tuple[str, str]) -> None:
+    """Files, (name, data) each, that come from outside the browser fall on the page."""
     given = page.evaluate_handle(
-        """([name, data]) => {
+        """(files) => {
             const given = new DataTransfer();
-            given.items.add(new File([data], name));
+            for (const [name, data] of files) given.items.add(new File([data], name));
             return given;
         }""",
-        [name, data],
+        [list(file) for file in files],
     )
     for kind in ("dragover", "drop"):
         page.dispatch_event("main", kind, {"dataTransfer": given})
+
+
+def look_until_done(page: Page) -> None:
+    """Look again, by a browser without scripts, until no work is being done."""
+    again = page.get_by_role("button", name="Look again")
+    for _ in range(2400):
+        if not again.count():
+            return
+        again.click()
+        page.wait_for_timeout(100)
+    raise AssertionError("the work has no end")
 
 
 def nothing_at_all(page: Page, what: str) -> None:
@@ -142,15 +158,27 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
     page.get_by_label("File").set_input_files({"name": "mine.jsonl", "mimeType": "", "buffer": exported})
     page.get_by_role("button", name="Import").click()
     expect(page.get_by_role("status").first).to_contain_text("0 new choices recorded, 20 were there already")
-    drop(page, "more.jsonl", '{"prompt": "on bill 98: ", "chosen": "the motion", "rejected": "a table"}')
+    more = ("more.jsonl", '{"prompt": "on bill 98: ", "chosen": "the motion", "rejected": "a table"}')
+    drop(page, more, more)
+    expect(page.get_by_role("alert")).to_have_text("One file at a time: none was taken.")
+    drop(page, ("more.zip", "PK"))
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("That didn’t work")
+    (complaint,) = me.said
+    assert "status of 422" in complaint
+    me.said.clear()
+    me.check("a file that is refused")
+    drop(page, more)
     expect(page.get_by_role("button", name="Import")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("status").first).to_contain_text("1 new choice recorded, 0 were there already")
     expect(page.get_by_text("1 from file more.jsonl")).to_be_visible()
     me.check("my choices")
     go_to(page, "Fleet")
-    drop(page, "more.jsonl", "{}")
+    drop(page, ("more.jsonl", "{}"))
     expect(page.get_by_text("Nothing ever left.")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_text("No file is taken here: drop it on My choices.")
     page.get_by_text("Forget everything …").click()
     me.check("the fleet")
 
@@ -176,6 +204,110 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Closed")
     served.process.wait(60)
+
+
+@pytest.fixture
+def slow(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, str, threading.Event]]:
+    """A page whose looks at the model and whose writer end when they are told to -> (where it is, the link,
+    that)."""
+    go = threading.Event()
+    look = PictureBook.look
+
+    def waited(book: PictureBook, model: threading.RLock) -> ModelPicture:
+        go.wait(120)
+        return look(book, model)
+
+    class Writer:
+        name, address = "a test", "http://127.0.0.1:9/v1"
+
+        def write(self, prompt: str, count: int) -> list[str]:
+            go.wait(120)
+            return ["the table tax", "the motion tax"]
+
+    monkeypatch.setattr(PictureBook, "look", waited)
+    device = new_device(tmp_path / "device", tiny_model("bert"), motions(24))
+    entrance = Entrance()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host = f"127.0.0.1:{listening.getsockname()[1]}"
+        server = page_server(device, motions(30), entrance, frozenset({host}), Writer())
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://{host}", entrance.link, go
+        finally:
+            go.set()
+            server.should_exit = True
+            thread.join(60)
+
+
+def test_what_is_typed_stays_while_the_page_changes_around_it(
+    browser: Browser, slow: tuple[str, str, threading.Event]
+) -> None:
+    """My model is looked at, and responses are written, while their owner types."""
+    url, link, go = slow
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(url + link)
+    expect(page.get_by_role("heading", level=1)).to_have_text(
+        "Which one would you rather have?", timeout=120_000
+    )
+    state = context.storage_state()
+
+    go_to(page, "My model")
+    expect(page.locator("#now")).to_be_visible()
+    prompt, responses = page.get_by_label("Prompt"), page.get_by_label("Responses, one a line")
+    prompt.fill("typed")
+    responses.fill("a long list\nthat I typed")
+    go.set()
+    expect(page.get_by_role("heading", name="Likes most")).to_be_visible()
+    expect(page.locator("#now")).to_have_count(0)
+    expect(prompt).to_have_value("typed")
+    expect(responses).to_have_value("a long list\nthat I typed")
+    expect(responses).to_be_focused()
+    page.get_by_role("button", name="Train").click()
+    expect(page.get_by_role("status").first).to_contain_text("Trained on")
+    expect(responses).to_have_value("a long list\nthat I typed")
+
+    go.clear()
+    go_to(page, "Ask")
+    prompt = page.get_by_label("Prompt")
+    prompt.fill("on bill 99: ")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("button", name="Ask")).to_be_disabled()
+    prompt.fill("the next one")
+    go.set()
+    page.get_by_role("button", name="I would rather have had").click()
+    expect(page.get_by_text("Recorded: you would rather have")).to_be_visible()
+    page.get_by_role("button", name="Take it back").click()
+    expect(page.get_by_role("status").first).to_have_text("Taken back.")
+    expect(prompt).to_have_value("the next one")
+    expect(page.get_by_role("button", name="Ask")).to_be_enabled()
+    nothing_at_all(page, "after parts of the page were put in their place")
+    context.close()
+
+    go.clear()
+    context = browser.new_context(java_script_enabled=False, storage_state=state)
+    page = context.new_page()
+    page.goto(f"{url}{page_root(state)}/ask")
+    page.get_by_label("Prompt").fill("on bill 99: ")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_label("Prompt").fill("without scripts")
+    page.get_by_role("button", name="Look again").click()
+    expect(page.get_by_label("Prompt")).to_have_value("without scripts")
+    go.set()
+    look_until_done(page)
+    expect(page.get_by_role("heading", name="Best for you first")).to_be_visible()
+    expect(page.get_by_label("Prompt")).to_have_value("without scripts")
+    context.close()
+
+
+def page_root(state: StorageState) -> str:
+    """The address that nobody can guess, which the cookie is for."""
+    (cookie,) = state["cookies"]
+    return cookie["path"]
 
 
 def test_all_of_it_works_without_scripts(browser: Browser, opened: tuple[Served, str]) -> None:
@@ -214,9 +346,11 @@ def test_all_of_it_works_without_scripts(browser: Browser, opened: tuple[Served,
     expect(page.get_by_text("Deleted")).to_be_visible(timeout=120_000)
 
     go_to(page, "My model")
-    expect(page.get_by_text("nothing is trained yet")).to_be_visible(timeout=240_000)
+    look_until_done(page)
+    expect(page.get_by_text("nothing is trained yet")).to_be_visible()
     page.get_by_role("button", name="Train").click()
-    expect(page.get_by_text("by your own model")).to_be_visible(timeout=240_000)
+    look_until_done(page)
+    expect(page.get_by_text("by your own model")).to_be_visible()
     page.get_by_label("Responses, one a line").fill("the table tax\nthe motion tax")
     page.get_by_role("button", name="Rank them for me").click()
     expect(page.get_by_role("heading", name="Best for you first")).to_be_visible()

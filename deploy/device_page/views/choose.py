@@ -7,6 +7,7 @@ from typing import cast
 from starlette.responses import Response
 
 from penchant.deploy.device_page.page_requests import PageRequest
+from penchant.deploy.device_page.picture import why_no_training
 from penchant.deploy.device_page.sitting import Answer
 from penchant.server.console.at_once import HTTPError
 
@@ -22,11 +23,14 @@ def choose(request: PageRequest) -> Response:
     put there, or something to be said beside it.
     """
     asked = request.context.sitting.now()
-    if request.http_request.headers.get("hx-request") and (asked is None or request.context.flash):
+    if request.by_script and (asked is None or request.context.flash):
         return Response(headers={"HX-Refresh": "true"})
     if asked is None:
         return request.render("preparing.html.j2")
-    return request.render("choose.html.j2", asked=asked, choices=len(request.device.store))
+    untrainable = why_no_training(request.device) if asked.question is None else ""
+    return request.render(
+        "choose.html.j2", asked=asked, choices=len(request.device.store), untrainable=untrainable
+    )
 
 
 def answer(request: PageRequest) -> Response:
