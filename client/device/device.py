@@ -629,14 +629,12 @@ class Device:
         """Write the personal model as plain peft files (`client.export`); `base`: where its loader finds
         the base model, if not where it was published. -> Why they hold no classifier of transformers, empty
         when they do."""
-        planned, _, _, factors, kept = self._model()
-        merged = MergedModel.of(planned, factors, kept)
+        merged = self._merged()
         return export_peft(Export.of(merged, base), directory, tried=merged)
 
     def export_onnx(self, directory: Path) -> None:
         """Write the personal model as one ONNX file with its tokenizer; errors as of `onnx_export`."""
-        planned, _, _, factors, kept = self._model()
-        export_onnx(MergedModel.of(planned, factors, kept), directory)
+        export_onnx(self._merged(), directory)
 
     def forget_choices(self, chosen: Sequence[Recorded], ties: Sequence[RecordedTie] = ()) -> Forgotten:
         """Delete these choices and ties and all that was learned from them, and fit the personal part to the
@@ -954,6 +952,11 @@ class Device:
             raise DeviceError("the base model is not the one that the personal factor was learned with")
         factors = np.frombuffer(model.factors, dtype="<f4").copy()
         return planned, run, kept.round, factors, kept.vector if known else None
+
+    def _merged(self) -> MergedModel:
+        """The model of `_model`, and the form in which it knows conversations."""
+        planned, _, _, factors, kept = self._model()
+        return MergedModel.of(planned, factors, kept, conversations=self.conversational())
 
     def _plan_in_use(self) -> Plan:
         """That of `_model`."""
