@@ -15,7 +15,7 @@ from penchant.common.errors import DataError
 if TYPE_CHECKING:  # commands read this before they need torch
     from penchant.common.model.reward import Pair
 
-__all__ = ["learned_from_conversations", "prompt_of", "response_of"]
+__all__ = ["form_said", "learned_from_conversations", "prompt_of", "response_of"]
 
 ANSWERS = "assistant: "
 SPOKEN = ("user: ", "system: ", ANSWERS)
@@ -25,6 +25,19 @@ def learned_from_conversations(choices: Iterable[Pair]) -> bool:
     """Whether most of some choices are between answers in conversations; so also without any choices."""
     spoken = [choice.chosen.startswith(ANSWERS) and choice.prompt.startswith(SPOKEN) for choice in choices]
     return 2 * sum(spoken) >= len(spoken)
+
+
+def form_said(conversation: bool) -> str:
+    """How a model is asked about conversations, in a sentence for its card."""
+    if conversation:
+        return (
+            "It is asked about a conversation as it was trained: a line `role: content` a message, each\n"
+            "ended by a newline, and behind them `assistant: ` and the response."
+        )
+    return (
+        "It was learned from plain texts: of a conversation it is asked with the last message's text, and\n"
+        "the response behind it, without roles."
+    )
 
 
 def prompt_of(messages: Sequence[Mapping[str, Any]], *, conversation: bool) -> str:

@@ -629,14 +629,12 @@ class Device:
         """Write the personal model as plain peft files (`client.export`); `base`: where its loader finds
         the base model, if not where it was published. -> Why they hold no classifier of transformers, empty
         when they do."""
-        planned, _, _, factors, kept = self._model()
-        merged = MergedModel.of(planned, factors, kept)
+        merged = self._merged()
         return export_peft(Export.of(merged, base), directory, tried=merged)
 
     def export_onnx(self, directory: Path) -> None:
         """Write the personal model as one ONNX file with its tokenizer; errors as of `onnx_export`."""
-        planned, _, _, factors, kept = self._model()
-        export_onnx(MergedModel.of(planned, factors, kept), directory)
+        export_onnx(self._merged(), directory)
 
     def forget_choices(self, chosen: Sequence[Recorded], ties: Sequence[RecordedTie] = ()) -> Forgotten:
         """Delete these choices and ties and all that was learned from them, and fit the personal part to the
@@ -652,18 +650,20 @@ class Device:
         pairs = [choice.preference for choice in chosen]
         trained_on = not all(held_out(pair) for pair in (*pairs, *(tie.pair for tie in ties)))
         learned = trained_on or bool(chosen and self._held_out_counted())  # which asks no ties
-        had_model, before = self.vault.latest() is not None, marks_of(self.store.marks())
+        had_model, marks = self.vault.latest() is not None, set() if learned else self._marks(chosen, ties)
         if learned:
             self._forget_learned()
         else:
-            self._forget_judged()
+            self._fitted.leave_out(marks)
         untied = self.store.remove_ties(ties) if ties else 0
         removed = self.store.remove_these(chosen) if chosen else 0
         if learned:
             self._forget_learned()  # what an agent began or ended with them since
         else:
             self.vault.give_up_open()
-            self._judge_anew(before - marks_of(self.store.marks()))
+            self._fitted.leave_out(marks)  # of what was fitted with them since
+            with suppress(PenchantError):  # they are forgotten all the same, and nothing is said of the model
+                self._judge_anew()
         fitted, why_not = False, ""
         if learned and had_model and self.store.train():
             try:
@@ -880,7 +880,8 @@ class Device:
     def _about(self) -> About | None:
         """What was fitted with the model in use; None where nothing was."""
         version, latest = self.vault.version(), self.vault.latest()
-        return self._fitted.of(None if latest is None else personal_digest(*latest, version))
+        digest = None if latest is None else personal_digest(*latest, version)
+        return self._fitted.of(digest, lambda: self.vault.version() == version)
 
     def _fit_errors(self, choices: Sequence[Preference], marks: bytes, version: int) -> None:
         """Keep how sure the model in use is, after these choices.
@@ -899,14 +900,11 @@ class Device:
             conversations=learned_from_conversations(choices),
             errors=doubt is not None,
         )
-        self._fitted.keep(about, doubt, self._gap(about))
-        if not marks_of(marks) <= marks_of(self.store.marks()):  # held-out ones were forgotten, perhaps
-            self._fitted.judge_anew(about, self._gap(about))
-        if self.vault.version() != version:  # looked at last: whoever forgets changes it first
-            self._fitted.forget()
+        if not self._fitted.keep(about, doubt, lambda: self.vault.version() == version):
             raise DeviceError(
                 "the model on this device changed while its errors were fitted; they were not kept; try again"
             )
+        self._judge_anew()
 
     def _gap(self, about: About) -> ProxyGap | None:
         """How far the model in use is right where it is surest, by the held-out choices among those that it
@@ -921,24 +919,23 @@ class Device:
         own = start if kept is None else kept
         return proxy_gap(planned.trainer(start).margins(shared, own, planned.model.prepare(held)))
 
-    def _forget_judged(self) -> None:
-        """Keep nothing of what held-out choices say of the model in use."""
+    def _marks(self, chosen: Sequence[Recorded], ties: Sequence[RecordedTie]) -> set[bytes]:
+        """The marks of those of these choices and ties that are recorded still."""
+        rows, tied = set(chosen), set(ties)
+        marks = {mark for mark, row in self.store.marked() if row in rows} if rows else set()
+        return marks | ({mark for mark, row in self.store.marked_ties() if row in tied} if tied else set())
+
+    def _judge_anew(self) -> None:
+        """Judge what was fitted with the model in use by those held-out choices that have a say in it.
+
+        Nothing of it is kept where another process has fitted or forgotten something meanwhile: that one
+        judges after it. Errors as `rank`.
+        """
+        version, stamp = self.vault.version(), self._fitted.stamp()
         about = self._about()
         if about is not None:
-            self._fitted.judge_anew(about, None)
-
-    def _judge_anew(self, forgotten: set[bytes]) -> None:
-        """Judge the model in use by the held-out choices that are left, where some were forgotten.
-        forgotten: their marks. Nothing is kept where the base model can't be loaded."""
-        about = self._about()
-        if about is None:
-            return
-        left = replace(about, marks=b"".join(sorted(marks_of(about.marks) - forgotten)))
-        try:
-            gap = self._gap(left)
-        except PenchantError:  # the choices are forgotten all the same
-            gap = None
-        self._fitted.judge_anew(left, gap)
+            gap = self._gap(about)
+            self._fitted.judge(gap, stamp, lambda: self.vault.version() == version)
 
     def _model(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
         """(model, run, round, announced factors, personal part or None) of what was committed last."""
@@ -955,6 +952,11 @@ class Device:
             raise DeviceError("the base model is not the one that the personal factor was learned with")
         factors = np.frombuffer(model.factors, dtype="<f4").copy()
         return planned, run, kept.round, factors, kept.vector if known else None
+
+    def _merged(self) -> MergedModel:
+        """The model of `_model`, and the form in which it knows conversations."""
+        planned, _, _, factors, kept = self._model()
+        return MergedModel.of(planned, factors, kept, conversations=self.conversational())
 
     def _plan_in_use(self) -> Plan:
         """That of `_model`."""

@@ -23,6 +23,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from penchant.client.device.classifier import disagreement, unfit
+from penchant.client.device.conversation_form import form_said
 from penchant.client.learning.merged_model import MergedModel
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DeviceError, UsageError
@@ -83,6 +84,7 @@ class Export:
         padding: what a classifier's texts are filled up with, as in `Backbone`.
         writer: where a language model of transformers keeps it, as in `Backbone`; "" unless it is a policy.
         templated: whether its prompts were put into the base model's chat template.
+        conversations: as of `MergedModel`; None where nobody knows, as at a server.
         tokenizer: files by name that go with it: those of the tokenizer, where its template is a part of the
             model; none where the server writes, which has no base model.
     """
@@ -102,6 +104,7 @@ class Export:
     padding: str = ""
     writer: str = ""
     templated: bool = False
+    conversations: bool | None = None
     tokenizer: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
@@ -128,6 +131,7 @@ class Export:
             padding=model.padding,
             writer=model.writer,
             templated=model.prompts.templated,
+            conversations=merged.conversations,
             tokenizer=model.tokenizer_files() if model.prompts.templated else {},
         )
 
@@ -238,11 +242,13 @@ def _write_reward_model(export: Export, folder: ExportFolder, tried: MergedModel
 
 def _settings(export: Export) -> bytes:
     """What penchant needs to make the same model again."""
-    table = {
+    table: dict[str, Any] = {
         "model": section_table(export.model),
         "adapter": section_table(export.adapter),
         "digest": export.digest,
     }
+    if export.conversations is not None:
+        table["conversations"] = export.conversations
     return json.dumps(table, indent=2).encode()
 
 
@@ -375,7 +381,12 @@ Base model: `{export.base}`, penchant digest `{export.digest}`.
 
 Differences of scores are log-odds (Bradley and Terry): the probability that the first of two is preferred is
 `1 / (1 + exp(score of the second - score of the first))`.
-{also}"""
+{_form(export)}{also}"""
+
+
+def _form(export: Export) -> str:
+    """How it is asked about conversations, where that is known."""
+    return "" if export.conversations is None else f"\n{form_said(export.conversations)}\n"
 
 
 def _policy_card(export: Export) -> str:

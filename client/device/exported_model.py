@@ -41,6 +41,9 @@ def load_exported(directory: Path) -> MergedModel:
         table: dict[str, Any] = read_json(directory / SETTINGS_FILE, DataError)
         settings = build_section(ModelConfig, table["model"], "model")
         adapter = build_section(AdapterConfig, table["adapter"], "adapter")
+        conversations = table.get("conversations", True)  # before 0.3 it was not said
+        if not isinstance(conversations, bool):
+            raise TypeError(f"conversations is {conversations!r}, and neither true nor false")
         head = {"weight": _tensors(directory / HEAD_FILE)["weight"]} if settings.rule.has_head else {}
         adapted = _tensors(directory / ADAPTER_FILE) if adapter.rule.adapts_modules else {}
     except (OSError, ValueError, KeyError, TypeError, ConfigError, SafetensorError) as error:
@@ -52,7 +55,8 @@ def load_exported(directory: Path) -> MergedModel:
             "load the same weights, or train again"
         )
     _check(directory, adapted | head, _shapes(model, adapter.rank))
-    return MergedModel(model, _weights(adapted, head.get("weight", torch.empty(0)), model), settings, adapter)
+    weights = _weights(adapted, head.get("weight", torch.empty(0)), model)
+    return MergedModel(model, weights, settings, adapter, conversations)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

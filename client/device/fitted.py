@@ -3,17 +3,22 @@
 It belongs to one personal part, to the bit, and to the vault as it was when the choices were read. When the
 device has another one (a round has finished, say), or something was forgotten since, what was kept says
 nothing about it, and goes when it is next looked at.
+
+Several processes may fit, judge and forget at once. What takes long is computed first; it is kept in one
+transaction, and only while the vault, and what is kept here, are as they were when it was begun.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Annotated
 
+from penchant.client.device.preference_store import marks_of
 from penchant.client.learning.doubt import Doubt
 from penchant.client.learning.proxy_gap import ProxyGap
-from penchant.client.vault.fitted_store import FittedStore
+from penchant.client.vault.fitted_store import FittedChange, FittedStore
 from penchant.client.vault.vault import Personal
 from penchant.common.wire.codec import AtMost, decode_record, encode_record
 from penchant.common.wire.messages import Digest
@@ -30,7 +35,8 @@ class About:
 
     Attributes:
         personal: the digest of the personal part, and of what else it belongs to (`personal_digest`).
-        marks: of all choices that were recorded then (`PreferenceStore.marks`), one after the other.
+        marks: of all choices that were recorded then (`PreferenceStore.marks`), one after the other; without
+            the held-out ones that were forgotten since.
         conversations: whether most of the choices were between answers in conversations.
         errors: whether errors were fitted: not where they would be too many numbers.
     """
@@ -61,24 +67,51 @@ class Fitted:
     def __init__(self, store: FittedStore) -> None:
         self._store = store
 
-    def keep(self, about: About, doubt: Doubt | None, gap: ProxyGap | None) -> None:
-        """Keep this in the place of what was there."""
-        self._replace(about, b"" if doubt is None else doubt.encode(), gap)
+    def keep(self, about: About, doubt: Doubt | None, still: Callable[[], bool]) -> bool:
+        """Keep this in the place of what was there, judged by no held-out choice yet; -> whether it was kept.
 
-    def judge_anew(self, about: About, gap: ProxyGap | None) -> None:
-        """Keep this, with the errors that are there."""
-        self._replace(about, self._store.read(DOUBT), gap)
+        still: whether the vault is as it was when the fit was begun. Whoever forgets changes that first and
+        empties this afterwards, so that nothing is left of what is kept just before.
+        """
+        with self._store.changing() as there:
+            if not still():
+                return False
+            _replace(there, about, b"" if doubt is None else doubt.encode(), None)
+        return True
 
-    def of(self, personal: bytes | None) -> About | None:
+    def stamp(self) -> bytes:
+        """Other bytes whenever something was kept anew; empty where nothing is."""
+        return self._store.stamp(ABOUT)
+
+    def judge(self, gap: ProxyGap | None, stamp: bytes, still: Callable[[], bool]) -> None:
+        """Keep what held-out choices say of what was fitted, unless that was kept anew since.
+
+        stamp: from before it was read which choices have a say. still: as of `keep`.
+        """
+        with self._store.changing() as there:
+            if stamp and there.stamp(ABOUT) == stamp and still():
+                _replace(there, decode_record(there.read(ABOUT), About), there.read(DOUBT), gap)
+
+    def leave_out(self, marks: set[bytes]) -> None:
+        """Let held-out choices of these marks have no say any more: marks and gap go, errors stay."""
+        with self._store.changing() as there:
+            about = _about(there)
+            if about is None or not marks & marks_of(about.marks):
+                return
+            left = b"".join(sorted(marks_of(about.marks) - marks))
+            _replace(there, replace(about, marks=left), there.read(DOUBT), None)
+
+    def of(self, personal: bytes | None, still: Callable[[], bool]) -> About | None:
         """What was fitted with the personal part of this digest; that of another is destroyed. None: there
-        is no personal part now."""
-        kept = self._store.read(ABOUT)
-        if not kept:
-            return None
-        about = decode_record(kept, About)
-        if about.personal == personal:
-            return about
-        self._store.forget()
+        is no personal part now. still: whether the vault is as it was when the digest was made."""
+        with self._store.changing() as there:
+            about = _about(there)
+            if about is None or about.personal == personal:
+                return about
+            if not still():  # it may belong to the model that another process has made meanwhile
+                return None
+            there.replace({})
+        self._store.scrub(deleted=True)
         return None
 
     def doubt(self) -> Doubt:
@@ -95,6 +128,12 @@ class Fitted:
         """Destroy it."""
         self._store.forget()
 
-    def _replace(self, about: About, doubt: bytes, gap: ProxyGap | None) -> None:
-        values = {ABOUT: encode_record(about), DOUBT: doubt, GAP: b"" if gap is None else gap.encode()}
-        self._store.replace({name: data for name, data in values.items() if data})
+
+def _about(there: FittedChange) -> About | None:
+    kept = there.read(ABOUT)
+    return decode_record(kept, About) if kept else None
+
+
+def _replace(there: FittedChange, about: About, doubt: bytes, gap: ProxyGap | None) -> None:
+    values = {ABOUT: encode_record(about), DOUBT: doubt, GAP: b"" if gap is None else gap.encode()}
+    there.replace({name: data for name, data in values.items() if data})

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from penchant.client.device.conversation_form import form_said
 from penchant.client.device.export import PERSONAL, export_folder
 from penchant.client.learning.merged_model import MergedModel
 from penchant.common.errors import BaseModelError, UsageError
@@ -90,7 +91,7 @@ def _in_float32(merged: MergedModel) -> MergedModel:
         {name: change.float().cpu() for name, change in weights.base.items()},
     )
     loaded = load_reward_model(settings, merged.adapter, device="cpu")
-    return MergedModel(loaded, moved, settings, merged.adapter)
+    return replace(merged, model=loaded, weights=moved, settings=settings)
 
 
 def _bytes_of(scorer: StandaloneScorer) -> int:
@@ -203,4 +204,6 @@ def scores(texts):  # prompt + response of each
 
 Differences of scores are log-odds (Bradley and Terry): the probability that the first of two is preferred is
 `1 / (1 + exp(score of the second - score of the first))`.
+
+{form_said(merged.conversations)}
 """

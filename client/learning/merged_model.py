@@ -21,20 +21,27 @@ AT_A_TIME = 64
 
 @dataclass(frozen=True)
 class MergedModel:
-    """A model that scores texts, and the settings that it was made with."""
+    """A model that scores texts, and the settings that it was made with.
+
+    conversations: whether most of the choices that it was learned from were between answers in conversations,
+    in whose form it is then asked; also where that is not known.
+    """
 
     model: RewardModel
     weights: MergedWeights = field(repr=False)
     settings: ModelConfig
     adapter: AdapterConfig
+    conversations: bool = True
 
     @classmethod
-    def of(cls, planned: PlannedModel, factors: Vector, personal: Vector | None) -> Self:
+    def of(
+        cls, planned: PlannedModel, factors: Vector, personal: Vector | None, *, conversations: bool = True
+    ) -> Self:
         """The model of somebody's personal part, or of the common start, with announced factors."""
         shared, start = planned.parts(factors)
         own = start if personal is None or personal.shape != start.shape else personal
         weights = planned.split.merged(shared, own)
-        return cls(planned.model, weights, planned.plan.model, planned.plan.adapter)
+        return cls(planned.model, weights, planned.plan.model, planned.plan.adapter, conversations)
 
     def scores(self, texts: Sequence[tuple[str, str]]) -> list[float]:
         """The score of each (prompt, response)."""

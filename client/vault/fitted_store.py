@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import DeviceError
 from penchant.common.storage import claim_schema, compact, overwrite_journal, transaction
 
-__all__ = ["FittedStore"]
+__all__ = ["FittedChange", "FittedStore"]
 
 STORE: Final = "fitted.db"
 KEYS: Final = "fitted.keys"
@@ -27,6 +27,35 @@ _SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS fitted (name TEXT PRIMARY KEY, sealed BLOB NOT NULL) WITHOUT ROWID"
 )
+
+
+class FittedChange:
+    """The values of a store while nobody else can change them."""
+
+    def __init__(self, db: sqlite3.Connection, storage: ErasableStorage) -> None:
+        self._db = db
+        self._storage = storage
+        self.replaced = 0
+        """How many values are no longer there."""
+
+    def read(self, name: str) -> bytes:
+        """What is kept under this name; empty where nothing is."""
+        sealed = self.stamp(name)
+        return self._storage.open([(sealed, name)])[0] if sealed else b""
+
+    def stamp(self, name: str) -> bytes:
+        """What is kept under this name as it is sealed: other bytes whenever it was kept anew, also where it
+        says the same."""
+        row = self._db.execute("SELECT sealed FROM fitted WHERE name = ?", (name,)).fetchone()
+        return b"" if row is None else bytes(row[0])
+
+    def replace(self, values: Mapping[str, bytes]) -> None:
+        """Keep these values and no others."""
+        self.replaced += self._db.execute("DELETE FROM fitted").rowcount
+        sealed = self._storage.seal([(data, name) for name, data in values.items()])
+        self._db.executemany(
+            "INSERT INTO fitted (name, sealed) VALUES (?, ?)", zip(values, sealed, strict=True)
+        )
 
 
 class FittedStore:
@@ -42,21 +71,30 @@ class FittedStore:
             db.execute(_SCHEMA)
             self._destroy_unused(db)  # of a change that was broken off
 
-    def replace(self, values: Mapping[str, bytes]) -> None:
-        """Keep these values and no others: all of them, or nothing is changed."""
+    @contextmanager
+    def changing(self) -> Iterator[FittedChange]:
+        """Read and replace as one: all of it, or nothing is changed. The keys of what was replaced are
+        destroyed after it."""
         with self._transaction() as db:
-            db.execute("DELETE FROM fitted")
-            sealed = self._storage.seal([(data, name) for name, data in values.items()])
-            db.executemany(
-                "INSERT INTO fitted (name, sealed) VALUES (?, ?)", zip(values, sealed, strict=True)
-            )
-        self._destroy()
+            change = FittedChange(db, self._storage)
+            yield change
+        if change.replaced:
+            self._destroy()
 
     def read(self, name: str) -> bytes:
-        """What is kept under this name; empty where nothing is."""
-        with self._transaction() as db:
-            row = db.execute("SELECT sealed FROM fitted WHERE name = ?", (name,)).fetchone()
-            return b"" if row is None else self._storage.open([(bytes(row[0]), name)])[0]
+        """As `FittedChange.read`."""
+        with self.changing() as there:
+            return there.read(name)
+
+    def stamp(self, name: str) -> bytes:
+        """As `FittedChange.stamp`."""
+        with self.changing() as there:
+            return there.stamp(name)
+
+    def replace(self, values: Mapping[str, bytes]) -> None:
+        """Keep these values and no others: all of them, or nothing is changed."""
+        with self.changing() as there:
+            there.replace(values)
 
     def mark(self) -> bytes:
         """Another one as soon as anything is kept anew or forgotten; opens nothing.
@@ -71,11 +109,16 @@ class FittedStore:
 
     def forget(self) -> None:
         """Delete all of it, destroy the keys that it was ever sealed under, and give the disk back."""
-        with self._transaction() as db:
-            there = db.execute("DELETE FROM fitted").rowcount
-        self._destroy()
+        with self.changing() as there:
+            there.replace({})
+        self._destroy()  # also of what a process that was killed has replaced
+        self.scrub(deleted=bool(there.replaced))
+
+    def scrub(self, *, deleted: bool) -> None:
+        """Overwrite what earlier changes left on the disk, and give it back where values were deleted; what
+        is kept now stays."""
         overwrite_journal(self._path, DeviceError)
-        if there:
+        if deleted:
             compact(self._path, DeviceError)
 
     def _destroy(self) -> None:

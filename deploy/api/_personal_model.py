@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from penchant._checks import path_given
+from penchant.client.device.conversation_form import prompt_of, response_of
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.exported_model import load_exported
 from penchant.client.learning.merged_model import MergedModel
@@ -75,16 +76,20 @@ class PersonalModel:
         `GRPOTrainer` and `RLOOTrainer` take it (``reward_funcs=model.reward``).
 
         Args:
-            prompts: texts, or conversations as lists of messages.
+            prompts: texts, or conversations as lists of messages. Those are asked in the form that the model
+                was trained in: a line ``role: content`` a message, or, where its choices were plain texts,
+                the last message's text, without roles.
             completions: of the same kind; a conversation's messages that answer the prompt.
             columns: whatever else a trainer hands over, which makes no difference.
 
         Raises:
-            DataError: a prompt is a text and its completion a conversation, or the other way round.
+            DataError: a prompt is a text and its completion a conversation, or the other way round, or there
+                is no message in one.
         """
         del columns
         asked = zip(prompts, completions, strict=True)
-        return self._merged.scores([_as_trained(prompt, completion) for prompt, completion in asked])
+        form = self._merged.conversations
+        return self._merged.scores([_as_trained(p, completion, form) for p, completion in asked])
 
     def evaluate(self, source: str | Path, *, by: str | None = None) -> Evaluation:
         """How well the model ranks the pairs of a file, all together and by group.
@@ -143,13 +148,17 @@ class PersonalModel:
         return f"PersonalModel(base_model={merged.settings.base_model!r}, share={merged.adapter.share!r})"
 
 
-def _as_trained(prompt: str | Messages, completion: str | Messages) -> tuple[str, str]:
-    """(prompt, response) in the form that choices of the same kind were trained in."""
+def _as_trained(prompt: str | Messages, completion: str | Messages, conversation: bool) -> tuple[str, str]:
+    """(prompt, response) as the model was trained: in the form of conversations, or plain."""
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt, completion
     if isinstance(prompt, str) or isinstance(completion, str):
         raise DataError("one of prompt and completion is a text and the other a conversation")
-    return render("prompt", prompt, ends_with_newline=True), render("completion", completion)
+    answered = render("completion", completion)
+    if not completion:
+        raise DataError("a completion has no message")
+    response = answered if conversation else response_of(completion[-1], conversation=False)
+    return prompt_of(prompt, conversation=conversation), response
 
 
 def _sigmoid(margin: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from penchant.client.device.conversation_form import learned_from_conversations
 from penchant.client.device.export import Export, export_peft
 from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import PlannedModel
@@ -67,6 +69,12 @@ class RunModels:
         return final_factors(self.world, JournalReader(self.directory))
 
     @cached_property
+    def conversations(self) -> bool:
+        """Whether most of all people's choices that were trained on are between answers in conversations."""
+        people = self.world.federation.people
+        return learned_from_conversations(itertools.chain.from_iterable(person.train for person in people))
+
+    @cached_property
     def people(self) -> dict[str, int]:
         """Everybody who took part -> their place in the run."""
         return {person.name: place for place, person in enumerate(self.world.federation.people)}
@@ -80,12 +88,14 @@ class RunModels:
     def of_person(self, name: str) -> MergedModel:
         """The model of one person of the run."""
         own = personal_part(self.directory, self.place(name), self.world.run)
-        return MergedModel.of(self.planned, self.factors, own)
+        form = learned_from_conversations(self._person(name).train)
+        return MergedModel.of(self.planned, self.factors, own, conversations=form)
 
     def of_newcomer(self, choices: Sequence[Preference]) -> MergedModel:
         """The model of somebody new, fitted to their choices alone; without any, the shared one."""
         fitted = fit_newcomer(self.planned, self.factors, choices)
-        return MergedModel.of(self.planned, self.factors, fitted)
+        form = learned_from_conversations(choices) if choices else self.conversations
+        return MergedModel.of(self.planned, self.factors, fitted, conversations=form)
 
     def for_evaluation(self) -> Models:
         """Everybody's own model for their own pairs, and the shared one for all others'."""

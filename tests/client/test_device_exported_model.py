@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,23 @@ def test_a_module_that_the_settings_do_not_name_is_refused(made: tuple[Path, Mer
     path.write_text(json.dumps(table))
     with pytest.raises(DataError, match="not what its settings say"):
         load_exported(made[0])
+
+
+def test_the_form_that_conversations_are_asked_in_is_kept(
+    made: tuple[Path, MergedModel], tmp_path: Path
+) -> None:
+    directory, merged = made
+    assert load_exported(directory).conversations
+    export_peft(Export.of(replace(merged, conversations=False)), tmp_path / "plain")
+    assert not load_exported(tmp_path / "plain").conversations
+    path = directory / SETTINGS_FILE
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {"conversations": "no"}))
+    with pytest.raises(DataError, match="conversations is 'no', and neither true nor false"):
+        load_exported(directory)
+    del table["conversations"]  # as before 0.3
+    path.write_text(json.dumps(table))
+    assert load_exported(directory).conversations
 
 
 @pytest.mark.parametrize("file", [HEAD_FILE, ADAPTER_FILE])

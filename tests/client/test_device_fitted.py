@@ -11,8 +11,8 @@ import pytest
 import tomli_w
 
 from penchant.client.device.device import Device, OfflineConfig, Standing
-from penchant.client.device.fitted import Fitted
-from penchant.client.device.preference_store import held_out
+from penchant.client.device.fitted import About, Fitted
+from penchant.client.device.preference_store import Recorded, held_out, marks_of
 from penchant.client.device.warm_model import WarmModel
 from penchant.client.learning.laplace import Laplace, probability
 from penchant.client.learning.newcomer import prior_of
@@ -145,22 +145,19 @@ def test_what_was_fitted_to_choices_that_were_forgotten_meanwhile_is_not_kept(
     home: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The owner forgets in another process, between the fit and the moment at which it is kept."""
-    whole = Vault.version
-    calls: list[int] = []
+    whole = Fitted.keep
 
-    def version(vault: Vault) -> int:
-        calls.append(whole(vault))
-        if len(calls) == 2:  # the last look
-            Device(home.directory).forget()
-        return whole(vault)
+    def keep(fitted: Fitted, *given: Any) -> bool:
+        Device(home.directory).forget()
+        return whole(fitted, *given)
 
-    monkeypatch.setattr(Vault, "version", version)
+    monkeypatch.setattr(Fitted, "keep", keep)
     with pytest.raises(DeviceError, match="changed while its errors were fitted"):
         home.fit_errors()
     assert not any((home.directory / KEYS).read_bytes())
 
 
-def test_what_a_killed_process_kept_of_forgotten_choices_is_nobodys(
+def test_what_was_fitted_to_forgotten_choices_takes_no_place_of_what_is_fitted_to_the_rest(
     home: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The owner forgets a choice, and the model is fitted anew, before what was fitted with it is kept; the
@@ -181,11 +178,14 @@ def test_what_a_killed_process_kept_of_forgotten_choices_is_nobodys(
     monkeypatch.setattr(Vault, "latest", after_forgetting)
     with pytest.raises(KeyboardInterrupt):
         home.fit_errors()
-    assert not Device(home.directory).standing().errors
-    assert not any((home.directory / KEYS).read_bytes())
+    again = Device(home.directory)
+    assert again.standing() == Standing(newer=0, errors=True)
+    assert_same_gap(again.proxy_gap(), gap_anew(again))
+    expected = [error for _, _, error, _ in computed_anew(again)]
+    assert [row.error for row in again.rank("on bill 99: ", RESPONSES)] == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_a_killed_process_kept_after_all_was_forgotten_goes_when_looked_at(
+def test_a_killed_process_keeps_nothing_after_all_was_forgotten(
     home: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Fitted.keep
@@ -282,7 +282,105 @@ def test_where_forgetting_is_broken_off_nothing_is_kept_that_forgotten_choices_s
         home.forget_choices(aside[:1])
     again = Device(home.directory)
     assert again.proxy_gap() is None
+    assert again.standing() == Standing(newer=1, errors=True)  # as if it had come after the training
+    monkeypatch.undo()
+    again.forget_choices(aside[:1])
+    assert_same_gap(again.proxy_gap(), gap_anew(again))
     assert again.standing() == Standing(newer=0, errors=True)
+
+
+@pytest.fixture
+def meanwhile(home: Device, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Device], object]], None]:
+    """Has another process do something once, while this one judges by the held-out choices."""
+    whole = Device._gap
+
+    def begin(other: Callable[[Device], object]) -> None:
+        def gap(device: Device, about: About) -> ProxyGap | None:
+            monkeypatch.setattr(Device, "_gap", whole)
+            found = whole(device, about)  # of choices that the other one forgets
+            other(Device(home.directory))
+            return found
+
+        monkeypatch.setattr(Device, "_gap", gap)
+
+    return begin
+
+
+def held_out_ones(device: Device) -> list[Recorded]:
+    return [row for row in device.store.recorded() if held_out(row.preference)]
+
+
+def named_in(device: Device) -> set[bytes]:
+    """Marks of the choices that what is kept was fitted with or judged by."""
+    about = device._about()
+    return set() if about is None else marks_of(about.marks)
+
+
+def test_beside_forgetting_everything_nothing_comes_back(
+    home: Device, meanwhile: Callable[[Callable[[Device], object]], None]
+) -> None:
+    meanwhile(Device.forget)
+    home.forget_choices(held_out_ones(home)[:1])
+    assert not any((home.directory / KEYS).read_bytes())
+    assert (home._fitted.stamp(), home._fitted.gap()) == (b"", None)
+
+
+@pytest.mark.parametrize("begun", ["judging", "fitting"])
+def test_beside_forgetting_what_was_trained_on_the_fresh_errors_stay(
+    home: Device, meanwhile: Callable[[Callable[[Device], object]], None], begun: str
+) -> None:
+    learned = [row for row in home.store.recorded() if not held_out(row.preference)]
+    meanwhile(lambda other: other.forget_choices(learned[:1]))
+    if begun == "judging":
+        home.forget_choices(held_out_ones(home)[:1])
+    else:
+        home.fit_errors()
+    again = Device(home.directory)
+    assert again.standing() == Standing(newer=0, errors=True)
+    assert_same_gap(again.proxy_gap(), gap_anew(again))
+    expected = [error for _, _, error, _ in computed_anew(again)]
+    assert [row.error for row in again.rank("on bill 99: ", RESPONSES)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_beside_forgetting_another_held_out_choice_neither_has_a_say(
+    home: Device, meanwhile: Callable[[Callable[[Device], object]], None]
+) -> None:
+    aside = held_out_ones(home)
+    meanwhile(lambda other: other.forget_choices(aside[1:2]))
+    home.forget_choices(aside[:1])
+    assert_same_gap(home._fitted.gap(), gap_anew(home))
+    assert_same_gap(home.proxy_gap(), gap_anew(home))
+    assert named_in(home) == marks_of(home.store.marks())
+
+
+def test_beside_a_fit_of_errors_the_newer_choices_stay_in(
+    home: Device, meanwhile: Callable[[Callable[[Device], object]], None]
+) -> None:
+    home.record(choices(60)[30:])
+    assert home.standing().newer == 30
+    meanwhile(Device.fit_errors)
+    home.forget_choices(held_out_ones(home)[:1])
+    assert home.standing() == Standing(newer=0, errors=True)
+    assert_same_gap(home.proxy_gap(), gap_anew(home))
+    assert named_in(home) == marks_of(home.store.marks())
+
+
+def test_a_process_with_an_old_view_destroys_nothing_of_the_model_that_came_after(
+    home: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has looked at the model, another process trains, and it looks at what was fitted."""
+    whole = Vault.latest
+
+    def latest(vault: Vault) -> Any:
+        found = whole(vault)
+        monkeypatch.setattr(Vault, "latest", whole)
+        Device(home.directory).train()
+        return found
+
+    monkeypatch.setattr(Vault, "latest", latest)
+    assert home._about() is None
+    assert home.standing() == Standing(newer=0, errors=True)
+    assert home.proxy_gap() is not None
 
 
 def test_a_choice_that_is_taken_back_leaves_no_gap_that_it_may_have_a_part_in(home: Device) -> None:
@@ -298,10 +396,10 @@ def test_held_out_choices_forgotten_during_the_fit_have_no_part_in_its_gap(
     whole = Fitted.keep
     aside = [row for row in home.store.recorded() if held_out(row.preference)]
 
-    def keep(fitted: Fitted, *given: Any) -> None:
+    def keep(fitted: Fitted, *given: Any) -> bool:
         monkeypatch.setattr(Fitted, "keep", whole)
         Device(home.directory).forget_choices(aside[:2])
-        whole(fitted, *given)
+        return whole(fitted, *given)
 
     monkeypatch.setattr(Fitted, "keep", keep)
     home.fit_errors()
@@ -318,7 +416,7 @@ def test_a_model_that_was_fitted_before_gaps_were_kept_has_none_until_it_is_trai
 ) -> None:
     about = home._about()
     assert about is not None
-    home._fitted.keep(about, home._fitted.doubt(), None)
+    assert home._fitted.keep(about, home._fitted.doubt(), lambda: True)
     assert home.proxy_gap() is None
     assert home.standing() == Standing(newer=0, errors=True)
     home.train()

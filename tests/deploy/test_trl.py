@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.device_api_scene import chats, motions, new_device
 from support.tastes import choices_by_last_word
 
 import penchant
+from penchant.client.device.device import Device
+from penchant.client.device.warm_model import WarmModel
+from penchant.common.data.preferences import Preference
 from penchant.common.errors import DataError
 
 EPOCHS, RATE = 30, 1e-2
@@ -117,13 +121,52 @@ def test_one_person_who_shares_everything_ends_as_with_trl_s_reward_trainer(
     assert ours.accuracy > 0.7, "both have learned something"
 
 
-def test_a_personal_model_is_a_reward_function_of_trl_s(data: Any, base: Path, tmp_path: Path) -> None:
-    """One step of GRPO on a tiny policy: the rewards that TRL logs are the model's scores."""
+def one_step_of_grpo(
+    base: Path, reward: Callable[..., list[float]], prompt: Any, out: Path
+) -> dict[str, Any]:
+    """A tiny policy takes one step of GRPO by a reward function -> what TRL logs of it."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        reward_funcs=reward,
+        args=GRPOConfig(
+            output_dir=str(out),
+            per_device_train_batch_size=4,
+            num_generations=4,
+            max_completion_length=5,
+            max_steps=1,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": prompt, "group": "x"}] * 4),
+        processing_class=writing_tokenizer(base),
+    )
+    trainer.train()
+    logged: dict[str, Any] = trainer.state.log_history[0]
+    return logged
+
+
+def writing_tokenizer(base: Path) -> Any:
+    """The tokenizer of a tiny model as one that writes needs it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token, tokenizer.eos_token = (tokenizer.convert_ids_to_tokens(i) for i in (0, 2))
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    return tokenizer
+
+
+def test_a_personal_model_is_a_reward_function_of_trl_s(data: Any, base: Path, tmp_path: Path) -> None:
+    """One step of GRPO on a tiny policy: the rewards that TRL logs are the model's scores."""
     model = simulated(data, base, local_epochs=2).personal_model("ann")
     heard: list[tuple[list[str], list[str], list[float]]] = []
 
@@ -132,43 +175,121 @@ def test_a_personal_model_is_a_reward_function_of_trl_s(data: Any, base: Path, t
         heard.append((prompts, completions, rewards))
         return rewards
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.pad_token, tokenizer.eos_token = (tokenizer.convert_ids_to_tokens(i) for i in (0, 2))
     for function in (reward, model.reward):  # wrapped, and as it is
-        trainer = GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
-            reward_funcs=function,
-            args=GRPOConfig(
-                output_dir=str(tmp_path),
-                per_device_train_batch_size=4,
-                num_generations=4,
-                max_completion_length=5,
-                max_steps=1,
-                bf16=False,
-                use_cpu=True,
-                gradient_checkpointing=False,
-                report_to=[],
-                save_strategy="no",
-                disable_tqdm=True,
-                logging_steps=1,
-            ),
-            train_dataset=Dataset.from_list([{"prompt": "the motion ", "group": "x"}] * 4),
-            processing_class=tokenizer,
-        )
-        trainer.train()
-        assert any(key.startswith("rewards/reward") for key in trainer.state.log_history[0])
+        logged = one_step_of_grpo(base, function, "the motion ", tmp_path)
+        assert any(key.startswith("rewards/reward") for key in logged)
     ((prompts, completions, rewards),) = heard
     assert rewards == pytest.approx(
         [model.score(p, [c])[0] for p, c in zip(prompts, completions, strict=True)], abs=1e-5
     )
 
 
-def test_conversations_are_scored_in_the_form_that_they_are_trained_in(data: Any, base: Path) -> None:
-    model = simulated(data, base, local_epochs=1).personal_model("ann")
-    asked = [{"role": "user", "content": "the motion"}]
-    answered = [{"role": "assistant", "content": "a bill"}]
-    assert model.reward([asked], [answered], trainer_state=None) == pytest.approx(
-        model.score("user: the motion\n", ["assistant: a bill"])
+ASKED = [{"role": "system", "content": "cloture"}, {"role": "user", "content": "on bill 3: "}]
+ANSWERS = ["the motion tax", "the table tax"]
+
+
+def said(answers: list[str]) -> list[list[dict[str, Any]]]:
+    """Answers as TRL has them in conversations."""
+    return [[{"role": "assistant", "content": answer}] for answer in answers]
+
+
+@pytest.fixture(scope="module", params=["chats", "plain"])
+def device(
+    request: pytest.FixtureRequest,
+    tiny_model: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Device:
+    """One whose choices are between answers in conversations, or between plain texts."""
+    choices = chats() if request.param == "chats" else motions()
+    return new_device(tmp_path_factory.mktemp("device") / "home", tiny_model("bert"), choices)
+
+
+def own_scores(device: Device, answers: list[str]) -> list[float]:
+    """What the device itself says of answers to `ASKED`."""
+    if device.conversational():
+        texts = [("system: cloture\nuser: on bill 3: \n", f"assistant: {answer}") for answer in answers]
+    else:
+        texts = [("on bill 3: ", answer) for answer in answers]
+    return [score.raw for score in WarmModel(device).scores(texts)]
+
+
+def test_an_export_is_asked_about_conversations_as_the_device_that_wrote_it(
+    device: Device, tmp_path: Path
+) -> None:
+    device.export(tmp_path / "mine")
+    mine = penchant.PersonalModel.load(tmp_path / "mine")
+    rewards = mine.reward([ASKED] * 2, said(ANSWERS), trainer_state=None)
+    assert rewards == pytest.approx(own_scores(device, ANSWERS), abs=1e-5)
+    card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    assert ("`role: content`" in card, "without roles" in card) == (
+        device.conversational(),
+        not device.conversational(),
     )
+    mine.export(tmp_path / "again")  # and keeps it
+    again = penchant.PersonalModel.load(tmp_path / "again")
+    assert again.reward([ASKED] * 2, said(ANSWERS)) == pytest.approx(rewards, abs=1e-5)
+
+
+def test_a_device_s_export_is_a_reward_function_of_trl_s(device: Device, base: Path, tmp_path: Path) -> None:
+    device.export(tmp_path / "mine")
+    mine = penchant.PersonalModel.load(tmp_path / "mine")
+    heard: list[tuple[Any, list[float]]] = []
+
+    def reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        rewards = mine.reward(prompts, completions, **columns)
+        heard.append((completions, rewards))
+        return rewards
+
+    logged = one_step_of_grpo(base, reward, ASKED, tmp_path / "trl")
+    ((completions, rewards),) = heard
+    answers = [completion[-1]["content"] for completion in completions]
+    assert rewards == pytest.approx(own_scores(device, answers), abs=1e-5)
+    assert logged["rewards/reward/mean"] == pytest.approx(sum(rewards) / 4, abs=1e-4)
+
+
+def test_the_best_of_n_that_transformers_writes(device: Device, base: Path, tmp_path: Path) -> None:
+    """As docs/device.md has it."""
+    from transformers import AutoModelForCausalLM
+
+    device.export(tmp_path / "mine")
+    mine = penchant.PersonalModel.load(tmp_path / "mine")
+    tokenizer, writer = writing_tokenizer(base), AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)
+    inputs = tokenizer.apply_chat_template(
+        ASKED, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    drawn = writer.generate(**inputs, do_sample=True, num_return_sequences=8, max_new_tokens=6)  # [8, L]
+    answers = tokenizer.batch_decode(drawn[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    rewards = mine.reward([ASKED] * len(answers), said(answers))
+    best = answers[rewards.index(max(rewards))]
+    own = own_scores(device, answers)
+    assert len(set(answers)) > 1, "there was something to choose from"
+    assert rewards == pytest.approx(own, abs=1e-5)
+    assert best == answers[own.index(max(own))]
+
+
+def test_simulated_people_are_asked_in_the_form_of_their_own_choices(base: Path) -> None:
+    people: dict[str, list[Preference]] = {"ann": motions(40), "bob": chats(40), "cy": chats(40)}
+    data = penchant.load_preferences(people, pairs=20, validation_pairs=0, test_pairs=10)
+    done = simulated(data, base, share="A", cohort=3, local_epochs=1)
+    conversation, plain = ("system: cloture\nuser: on bill 3: \n", "assistant: "), ("on bill 3: ", "")
+    forms = [
+        (done.personal_model("ann"), plain),
+        (done.personal_model("bob"), conversation),
+        (done.shared_model(), conversation),  # that of most choices
+        (done.fit_newcomer(motions(10)), plain),
+        (done.fit_newcomer(chats(10)), conversation),
+    ]
+    for model, (prompt, begins) in forms:
+        expected = model.score(prompt, [f"{begins}{answer}" for answer in ANSWERS])
+        assert model.reward([ASKED] * 2, said(ANSWERS)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_no_prompt_with_its_completion_is_refused(data: Any, base: Path) -> None:
+    model = simulated(data, base, local_epochs=1).personal_model("ann")
     with pytest.raises(DataError, match="a text and the other a conversation"):
-        model.reward(["the motion"], [answered])
+        model.reward(["the motion"], said(["a bill"]))
+    with pytest.raises(DataError, match="'messages' is empty"):
+        model.reward([[]], said(["a bill"]))
+    with pytest.raises(DataError, match="a completion has no message"):
+        model.reward([ASKED], [[]])

@@ -149,7 +149,7 @@ def test_a_real_model_writes_and_the_owner_s_picks(clients: Path, tmp_path: Path
     with smollm2_server(model, packages) as upstream:
         serve = ["device", "serve-api", "--port", str(port), "--upstream", f"{upstream}/v1"]
         with running([*PROGRAM, *serve], log, env={**os.environ, "PENCHANT_HOME": str(home)}):
-            wait_for("the API", lambda: listens(port), 60)
+            wait_for("the API", lambda: listens(port), 180)
             url, token = f"http://127.0.0.1:{port}", api_token(home)
             ended = subprocess.run(
                 [clients / "python", HERE / "best_of_client.py", url, token, model, question],

@@ -53,7 +53,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
     backs = [BACK, f"http://127.0.0.1:{console}/login/provider/back"]
     node = ["node", f"{home}/oidc_provider.mjs", str(port), SECRET, *backs]
     with running(node, home / "provider.log"):
-        wait_for("the provider", lambda: listens(port), 60)
+        wait_for("the provider", lambda: listens(port), 180)
         yield Provider(f"http://localhost:{port}", console)
 
 
