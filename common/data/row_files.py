@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -41,8 +41,9 @@ PARQUET = ".parquet"
 _LINES, _JSON, _TABLES = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv")
 SUFFIXES = (*(s + gz for s in (*_LINES, *_JSON, *_TABLES) for gz in ("", ".gz")), PARQUET)
 """How the names of files that can be read end, in whatever case."""
-IN_MEMORY = (*_LINES, *_JSON, *_TABLES)
+IN_MEMORY = tuple(suffix for suffix in SUFFIXES if suffix != PARQUET)
 """How those end that can be read without a disk."""
+UNPACKED_MOST = 64 << 20  # bytes that a packed file in memory may come to
 _ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 """What the Hugging Face hub keeps beside a data set; it holds no rows."""
 _WORDS_ONLY = (".md", ".txt", ".html")  # about the data, as everybody who looks at a folder sees
@@ -211,7 +212,7 @@ def read_rows(path: str | Path | Sequence[Path], log: RowLog) -> Iterator[tuple[
 
 @dataclass(frozen=True, slots=True)
 class FileInMemory:
-    """A file that was handed over and lies on no disk: its name, and its bytes, which nothing has packed."""
+    """A file that was handed over and lies on no disk: its name, and its bytes."""
 
     name: str
     data: bytes = field(repr=False)
@@ -223,14 +224,27 @@ class FileInMemory:
 def rows_of_memory(file: FileInMemory, log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of such a file, as `read_rows` gives those of one on a disk.
 
-    No Parquet, and nothing that gzip packed: both may hold far more than their bytes say.
+    No Parquet, which may hold far more than its bytes say; of what gzip packed, `UNPACKED_MOST` bytes.
 
     Raises:
-        DataError: its suffix is another one, or it isn't what it is called after.
+        DataError: its suffix is another one, it isn't what it is called after, or it is larger unpacked.
     """
     if not file.name.lower().endswith(IN_MEMORY):
         raise DataError(f"{file.name} must end in {' or '.join(IN_MEMORY)}")
+    if file.name.lower().endswith(".gz"):
+        file = replace(file, data=_unpacked(file))
     yield from _logged(_rows_of(file), log)
+
+
+def _unpacked(file: FileInMemory) -> bytes:
+    try:
+        with gzip.open(io.BytesIO(file.data)) as opened:
+            data = opened.read(UNPACKED_MOST + 1)
+    except (OSError, EOFError, zlib.error):
+        raise DataError(f"{file.name} can't be unpacked; create it again") from None
+    if len(data) > UNPACKED_MOST:
+        raise DataError(f"{file.name} is larger than {UNPACKED_MOST >> 20} MiB unpacked; split it")
+    return data
 
 
 def rows_of_json(data: bytes, log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:

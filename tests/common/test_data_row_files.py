@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from penchant.common.data import row_files
 from penchant.common.data.row_files import (
     FileInMemory,
     RowLog,
@@ -62,10 +63,27 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, text:
     packed = tmp_path / "packed" / f"{name}.gz"
     packed.write_bytes(gzip.compress(text.encode()))
     assert rows_of(packed) == ROWS
+    in_memory = [row for _, row in rows_of_memory(FileInMemory(packed.name, packed.read_bytes()), RowLog())]
+    assert in_memory == ROWS
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet", "a.txt", "a", ""])
-def test_in_memory_nothing_packed_is_read(name: str) -> None:
+def test_in_memory_a_packed_file_is_unpacked_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = FileInMemory("a.jsonl.gz", gzip.compress(LINES.encode()))
+    monkeypatch.setattr(row_files, "UNPACKED_MOST", len(LINES.encode()))
+    assert [row for _, row in rows_of_memory(packed, RowLog())] == ROWS
+    monkeypatch.setattr(row_files, "UNPACKED_MOST", len(LINES.encode()) - 1)
+    with pytest.raises(DataError, match="unpacked; split it"):
+        list(rows_of_memory(packed, RowLog()))
+
+
+@pytest.mark.parametrize("data", [b"\x1f\x8b", LINES.encode(), gzip.compress(LINES.encode())[:-9]])
+def test_in_memory_what_is_no_packed_file_is_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"^a\.csv\.gz "):
+        list(rows_of_memory(FileInMemory("a.csv.gz", data), RowLog()))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt", "a", ""])
+def test_in_memory_nothing_else_is_read(name: str) -> None:
     with pytest.raises(DataError, match="must end in"):
         list(rows_of_memory(FileInMemory(name, gzip.compress(LINES.encode())), RowLog()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -333,6 +334,7 @@ def test_files_are_bounded_and_nothing_of_a_bad_one_is_recorded(
     for name, data, status in (
         ("a.jsonl", b"x" * (UPLOAD_MOST + 1), 413),
         ("a.jsonl.gz", b"\x1f\x8b", 422),
+        ("a.jsonl.gz", gzip.compress(b" " * (65 << 20)), 422),
         ("a.parquet", b"PAR1", 422),
         ("../../etc/passwd", b"root", 422),
         ("a.exe", row, 422),
