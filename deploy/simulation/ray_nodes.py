@@ -8,6 +8,7 @@ of its own does it: Ray changes the process that it is used from, and can end it
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import subprocess
@@ -113,7 +114,8 @@ def asked(directory: str) -> dict[str, Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     path = os.pathsep.join(sys.path)  # as Flower has it: what this process imports, its workers import
-    ray.init(runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False, logging_level="error")
+    ray.init(runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False, logging_level=logging.ERROR)
+    listed: Any = ray.nodes  # which has no types
     try:
         asking = {
             f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": ray.remote(num_cpus=1)(facts)
@@ -121,7 +123,7 @@ def asked(directory: str) -> dict[str, Any]:
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), max_retries=0
             )
             .remote(directory)
-            for node in ray.nodes()
+            for node in listed()
             if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
         }
         return {"here": facts(directory), "nodes": {name: _got(task) for name, task in asking.items()}}
