@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 import time
@@ -24,6 +25,16 @@ from penchant.deploy import run_directory
 from penchant.deploy.cli.main import app, main
 from penchant.deploy.configuration import configure
 from penchant.deploy.recipes import recipe
+
+# What is imported while a test has replaced `prepare` would keep the replacement for later tests.
+for name in (
+    "cli.show_simulation",
+    "comparison.runner",
+    "simulation.models",
+    "simulation.race",
+    "tuning.search",
+):
+    importlib.import_module(f"penchant.deploy.{name}")
 
 
 @dataclass(frozen=True)
