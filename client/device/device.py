@@ -931,11 +931,11 @@ class Device:
         Nothing of it is kept where another process has fitted or forgotten something meanwhile: that one
         judges after it. Errors as `rank`.
         """
-        version, stamp = self.vault.version(), self._fitted.stamp()
+        version, mark = self.vault.version(), self._fitted.mark()
         about = self._about()
         if about is not None:
             gap = self._gap(about)
-            self._fitted.judge(gap, stamp, lambda: self.vault.version() == version)
+            self._fitted.judge(gap, mark, lambda: self.vault.version() == version)
 
     def _model(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
         """(model, run, round, announced factors, personal part or None) of what was committed last."""

@@ -79,18 +79,19 @@ class Fitted:
             _replace(there, about, b"" if doubt is None else doubt.encode(), None)
         return True
 
-    def stamp(self) -> bytes:
-        """Other bytes whenever something was kept anew; empty where nothing is."""
-        return self._store.stamp(ABOUT)
+    def mark(self) -> bytes:
+        """As `FittedStore.mark`."""
+        return self._store.mark()
 
-    def judge(self, gap: ProxyGap | None, stamp: bytes, still: Callable[[], bool]) -> None:
+    def judge(self, gap: ProxyGap | None, mark: bytes, still: Callable[[], bool]) -> None:
         """Keep what held-out choices say of what was fitted, unless that was kept anew since.
 
-        stamp: from before it was read which choices have a say. still: as of `keep`.
+        mark: from before it was read which choices have a say. still: as of `keep`.
         """
         with self._store.changing() as there:
-            if stamp and there.stamp(ABOUT) == stamp and still():
-                _replace(there, decode_record(there.read(ABOUT), About), there.read(DOUBT), gap)
+            about = _about(there)
+            if about is not None and there.mark() == mark and still():
+                _replace(there, about, there.read(DOUBT), gap)
 
     def leave_out(self, marks: set[bytes]) -> None:
         """Let held-out choices of these marks have no say any more: marks and gap go, errors stay."""

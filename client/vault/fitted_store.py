@@ -40,14 +40,19 @@ class FittedChange:
 
     def read(self, name: str) -> bytes:
         """What is kept under this name; empty where nothing is."""
-        sealed = self.stamp(name)
-        return self._storage.open([(sealed, name)])[0] if sealed else b""
-
-    def stamp(self, name: str) -> bytes:
-        """What is kept under this name as it is sealed: other bytes whenever it was kept anew, also where it
-        says the same."""
         row = self._db.execute("SELECT sealed FROM fitted WHERE name = ?", (name,)).fetchone()
-        return b"" if row is None else bytes(row[0])
+        return b"" if row is None else self._storage.open([(bytes(row[0]), name)])[0]
+
+    def mark(self) -> bytes:
+        """Another one as soon as anything is kept anew, also where it says the same, or forgotten; opens
+        nothing.
+
+        Each value is sealed under a new key, so that its tag, the end of what is sealed, never comes again.
+        """
+        whole = hashlib.sha256()
+        for (tag,) in self._db.execute("SELECT substr(sealed, -16) FROM fitted ORDER BY name"):
+            whole.update(tag)
+        return whole.digest()
 
     def replace(self, values: Mapping[str, bytes]) -> None:
         """Keep these values and no others."""
@@ -86,26 +91,15 @@ class FittedStore:
         with self.changing() as there:
             return there.read(name)
 
-    def stamp(self, name: str) -> bytes:
-        """As `FittedChange.stamp`."""
-        with self.changing() as there:
-            return there.stamp(name)
-
     def replace(self, values: Mapping[str, bytes]) -> None:
         """Keep these values and no others: all of them, or nothing is changed."""
         with self.changing() as there:
             there.replace(values)
 
     def mark(self) -> bytes:
-        """Another one as soon as anything is kept anew or forgotten; opens nothing.
-
-        Each value is sealed under a new key, so that its tag, the end of what is sealed, never comes again.
-        """
-        whole = hashlib.sha256()
-        with self._transaction() as db:
-            for (tag,) in db.execute("SELECT substr(sealed, -16) FROM fitted ORDER BY name"):
-                whole.update(tag)
-        return whole.digest()
+        """As `FittedChange.mark`."""
+        with self.changing() as there:
+            return there.mark()
 
     def forget(self) -> None:
         """Delete all of it, destroy the keys that it was ever sealed under, and give the disk back."""

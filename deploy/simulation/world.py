@@ -171,7 +171,7 @@ def prepare(
     for phase in world.phases:
         plan = config.plan(phase, len(federation.people) if phase == "close" else cohort)
         layout = UpdateLayout.of(plan, world.model_cache.of(plan).split)
-        if phase == "main":
+        if phase != "close":
             refuse_drowned(config, cohort, plan, layout)
     return world
 

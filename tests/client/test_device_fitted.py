@@ -178,11 +178,7 @@ def test_what_was_fitted_to_forgotten_choices_takes_no_place_of_what_is_fitted_t
     monkeypatch.setattr(Vault, "latest", after_forgetting)
     with pytest.raises(KeyboardInterrupt):
         home.fit_errors()
-    again = Device(home.directory)
-    assert again.standing() == Standing(newer=0, errors=True)
-    assert_same_gap(again.proxy_gap(), gap_anew(again))
-    expected = [error for _, _, error, _ in computed_anew(again)]
-    assert [row.error for row in again.rank("on bill 99: ", RESPONSES)] == pytest.approx(expected, abs=1e-5)
+    assert_errors_and_gap_are_those_of_now(home)
 
 
 def test_a_killed_process_keeps_nothing_after_all_was_forgotten(
@@ -222,6 +218,15 @@ def gap_anew(device: Device) -> ProxyGap | None:
     held = device.store.validation()
     chosen = model.scores([(p.prompt, p.chosen) for p in held])
     return proxy_gap(chosen - model.scores([(p.prompt, p.rejected) for p in held]))
+
+
+def assert_errors_and_gap_are_those_of_now(home: Device) -> None:
+    """What another process finds is what it would fit and judge itself."""
+    again = Device(home.directory)
+    assert again.standing() == Standing(newer=0, errors=True)
+    assert_same_gap(again.proxy_gap(), gap_anew(again))
+    expected = [error for _, _, error, _ in computed_anew(again)]
+    assert [row.error for row in again.rank("on bill 99: ", RESPONSES)] == pytest.approx(expected, abs=1e-5)
 
 
 def assert_same_gap(found: ProxyGap | None, expected: ProxyGap | None) -> None:
@@ -322,7 +327,7 @@ def test_beside_forgetting_everything_nothing_comes_back(
     meanwhile(Device.forget)
     home.forget_choices(held_out_ones(home)[:1])
     assert not any((home.directory / KEYS).read_bytes())
-    assert (home._fitted.stamp(), home._fitted.gap()) == (b"", None)
+    assert (home._fitted._store.read("about"), home._fitted.gap()) == (b"", None)
 
 
 @pytest.mark.parametrize("begun", ["judging", "fitting"])
@@ -335,11 +340,7 @@ def test_beside_forgetting_what_was_trained_on_the_fresh_errors_stay(
         home.forget_choices(held_out_ones(home)[:1])
     else:
         home.fit_errors()
-    again = Device(home.directory)
-    assert again.standing() == Standing(newer=0, errors=True)
-    assert_same_gap(again.proxy_gap(), gap_anew(again))
-    expected = [error for _, _, error, _ in computed_anew(again)]
-    assert [row.error for row in again.rank("on bill 99: ", RESPONSES)] == pytest.approx(expected, abs=1e-5)
+    assert_errors_and_gap_are_those_of_now(home)
 
 
 def test_beside_forgetting_another_held_out_choice_neither_has_a_say(

@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 from flwr.simulation.ray_transport.ray_actor import VirtualClientEngineActor
 from ray import cloudpickle
-from support.tastes import small_run, write_choices
+from support.tastes import one_round, small_run, write_choices
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import UsageError
@@ -41,18 +41,7 @@ def test_ray_and_the_in_process_grid_give_the_same_bits(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     write_choices(tmp_path / "choices.jsonl", [30] * 4)
-    settings = {
-        "data.dataset": str(tmp_path / "choices.jsonl"),
-        "data.person_column": "user",
-        "data.pairs": 6,
-        "data.test_pairs": 4,
-        "model.base_model": str(tiny_model("bert")),
-        "model.max_tokens": 16,
-        "federation.rounds": 1,
-        "federation.cohort": 3,
-        "privacy.min_honest": 1,
-        "privacy.max_colluders": 0,
-    }
+    settings = one_round(tiny_model("bert"), tmp_path / "choices.jsonl")
     for grid in ("ray", "local"):
         config = RunConfig().changed(settings | {"grid": grid})
         (tmp_path / f"{grid}.toml").write_text(config.to_toml())

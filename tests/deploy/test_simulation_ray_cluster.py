@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.tastes import small_run, write_choices
+from support.tastes import one_round, small_run, write_choices
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, JournalError
@@ -111,18 +111,7 @@ def test_a_run_on_two_nodes_gives_the_bits_of_the_in_process_grid_and_both_serve
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     write_choices(tmp_path / "choices.jsonl", [30] * 4)
-    settings = {
-        "data.dataset": str(tmp_path / "choices.jsonl"),
-        "data.person_column": "user",
-        "data.pairs": 6,
-        "data.test_pairs": 4,
-        "model.base_model": str(tiny_model("bert")),
-        "model.max_tokens": 16,
-        "federation.rounds": 1,
-        "federation.cohort": 3,
-        "privacy.min_honest": 1,
-        "privacy.max_colluders": 0,
-    }
+    settings = one_round(tiny_model("bert"), tmp_path / "choices.jsonl")
     token = tmp_path / "ray-token"
     token.write_text(secrets.token_hex(32))
     authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}

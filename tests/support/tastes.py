@@ -39,6 +39,22 @@ def choices_by_last_word(count: int) -> list[tuple[str, str, str]]:
     return made
 
 
+def one_round(base: Path, choices: Path) -> dict[str, Any]:
+    """Settings of a run of one round that asks three people with `choices`, who ask for little."""
+    return {
+        "data.dataset": str(choices),
+        "data.person_column": "user",
+        "data.pairs": 6,
+        "data.test_pairs": 4,
+        "model.base_model": str(base),
+        "model.max_tokens": 16,
+        "federation.rounds": 1,
+        "federation.cohort": 3,
+        "privacy.min_honest": 1,
+        "privacy.max_colluders": 0,
+    }
+
+
 def small_run(base: Path, choices: Path, people: int, epochs: int) -> dict[str, Any]:
     """Settings of a run of three rounds over `people` with `choices`, who ask for little."""
     return {
