@@ -13,6 +13,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -42,27 +43,40 @@ def require_fit_nodes(directory: Path, environment: Mapping[str, str]) -> None:
     Raises JournalError that names the nodes which can't, or find something else there, or when the cluster
     can't be reached.
     """
-    asking = f"from {__name__} import main; main()"  # by name: so the nodes import what they are to call
-    command = [sys.executable, "-P", "-c", asking, str(directory)]
-    try:
-        done = subprocess.run(
-            command, env=dict(environment), capture_output=True, text=True, timeout=ASK_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise _failed(
-            f"the Ray cluster did not answer within {ASK_SECONDS:g} s; look at ray status"
-        ) from None
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        raise _failed(
-            f"the Ray cluster at {environment.get(RAY_ADDRESS)} can't be reached from here; see ray status. "
-            f"{one_line(done.stderr[-300:])}"
-        ) from None
+    answer = _answer(directory, environment)
     found = differences(answer["here"], answer["nodes"])
     if found:
         more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
         raise _failed("; ".join(found[:SHOWN]) + more)
+
+
+def _answer(directory: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What `main` finds, in a process of its own; by a file, since Ray writes to its standard output too."""
+    asking = f"from {__name__} import main; main()"  # by name: so the nodes import what they are to call
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "answer.json"
+        command = [sys.executable, "-P", "-c", asking, str(directory), str(file)]
+        try:
+            done = subprocess.run(
+                command,
+                env=dict(environment),
+                capture_output=True,
+                text=True,
+                timeout=ASK_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise _failed(
+                f"the Ray cluster did not answer within {ASK_SECONDS:g} s; look at ray status"
+            ) from None
+        try:
+            answer: dict[str, Any] = json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            raise _failed(
+                f"the Ray cluster at {environment.get(RAY_ADDRESS)} can't be reached from here; "
+                f"see ray status. {one_line(done.stderr[-300:])}"
+            ) from None
+        return answer
 
 
 def differences(here: Facts, nodes: Mapping[str, Facts]) -> list[str]:
@@ -142,11 +156,11 @@ def _got(task: Any) -> dict[str, str]:
 
 
 def main() -> None:
-    """Print what the nodes found, as one line of JSON, last."""
-    directory = sys.argv[1]
+    """Write what the nodes of the run in the first argument found into the file of the second, as JSON."""
+    directory, answer = sys.argv[1:]
     probe = Path(directory) / PROBE
     probe.write_text(secrets.token_hex(8), encoding="utf-8")
     try:
-        print(json.dumps(asked(directory)))
+        Path(answer).write_text(json.dumps(asked(directory)), encoding="utf-8")
     finally:
         probe.unlink()

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,9 @@ from penchant.client.device.preference_store import held_out
 from penchant.client.vault.budget import RELEASED
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import EnrolmentError
+from penchant.deploy.device_page.background import BackgroundWork
 from penchant.deploy.device_page.entrance import Entrance
+from penchant.deploy.device_page.picture import ModelPicture, PictureBook
 from penchant.deploy.device_page.serving import page_server
 from penchant.deploy.device_page.starter import starter_comparisons
 from penchant.deploy.device_page.views.choices import named
@@ -375,6 +378,36 @@ def test_the_page_says_which_model_ranks_and_why_and_what_to_know_of_it(device: 
         settings.write_text(settings.read_text().replace("local_epochs = 20", "local_epochs = 19"))
         owner.follow("/model/train")
         assert "newer" not in owner.finished()
+
+
+def test_what_came_of_training_is_said_though_it_ends_while_the_page_is_made(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.record(motions(24))
+    asked, ended = threading.Event(), threading.Event()
+    train, latest, end = Device.train, PictureBook.latest, BackgroundWork._end
+
+    def train_once_asked(self: Device, *more: Any) -> Any:
+        asked.wait(60)
+        return train(self, *more)
+
+    def latest_slowly(self: PictureBook) -> ModelPicture | None:
+        found = latest(self)
+        asked.set()
+        ended.wait(60)
+        return found
+
+    def end_known(self: BackgroundWork, **more: str) -> None:
+        end(self, **more)
+        ended.set()
+
+    with opened(device, QUESTIONS) as owner:
+        owner.finished()
+        device.record(motions(25))  # so that what was seen before is no picture any more
+        monkeypatch.setattr(Device, "train", train_once_asked)
+        monkeypatch.setattr(PictureBook, "latest", latest_slowly)
+        monkeypatch.setattr(BackgroundWork, "_end", end_known)
+        assert f"Trained on {len(device.store.train())} choices" in owner.follow("/model/train")
 
 
 def test_the_page_names_the_run_that_the_model_comes_from(device: Device) -> None:

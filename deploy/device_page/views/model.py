@@ -94,8 +94,10 @@ def _part(request: PageRequest, said: str = "") -> Response:
 def _seen(request: PageRequest) -> dict[str, Any]:
     """What is above the form: work that is being done, and the model."""
     context = request.context
+    # Asked before the picture is: what ends between the two has left its own, and words to show.
+    at_work = context.work.running
     picture = context.pictures.latest()
-    if picture is None and not context.work.running and len(context.device.store):
+    if picture is None and not at_work and len(context.device.store):
         context.work.start("Looking at the model", lambda tell: _looked(request))
     state: WorkState | None = context.work.state
     running = state is not None and state.running
