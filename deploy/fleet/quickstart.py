@@ -42,12 +42,13 @@ from penchant.deploy.owner_policy import fleet_policy, policy_for
 from penchant.deploy.recipes import recipe
 from penchant.deploy.run_directory import claim
 
-__all__ = ["RUN", "Quickstart", "live_again", "live_fleet", "next_steps", "quickstart"]
+__all__ = ["RUN", "Quickstart", "live_again", "next_steps", "quickstart"]
 
 RUN = "quickstart"
 JOIN_SECONDS = 120.0
 SOCKET = "agent.sock"
 LOCK = ".quickstart"  # held by the one who has the fleet up
+A_DEVICE = "each an agent with its owner's model and a relay"
 LOOK_SECONDS = 1.0  # between two looks of a relay: an exchange waits for the slowest of them
 BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
 """Flower's own option: how long its executor waits between two looks for a run to start."""
@@ -68,67 +69,22 @@ class Quickstart:
 def quickstart(plan: Quickstart, say: Callable[[str], None]) -> Path:
     """Bring a fleet up, run all rounds, take it down; -> the server's directory, which `status` reads.
 
-    Raises as `live_fleet`, and RoundFailed when the run does not come to its end.
+    Raises UsageError for a directory in use or too few devices, GatewayError without nginx, and RoundFailed
+    when the run does not come to its end. Nothing is left running in any case.
     """
-    with live_fleet(plan, say) as server_directory:
+    with _fleet(plan, say) as server_directory, ExitStack() as devices:
+        say(f"4 of 6: {plan.devices} devices start, {A_DEVICE}")
+        _connected(devices, _homes(plan.directory))
         say(
             f"5 of 6: the authority signs what the run may ask; then {plan.rounds} rounds and a closing one, "
             "of five exchanges with all devices each"
         )
-        flower = served_run.start(server_directory.run(RUN), door(server_directory))
-        watch(server_directory.run(RUN), door(server_directory), flower, say)
+        run, at = server_directory.run(RUN), door(server_directory)
+        watch(run, at, served_run.start(run, at), say)
         say("6 of 6: all processes are stopped, and the devices judge their models by choices they kept back")
     for line in learned(plan.directory):
         say(line)
     return server_directory.path
-
-
-@contextmanager
-def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerDirectory]:
-    """A fleet that is up inside the block: its server, whose run `RUN` is made and not yet begun.
-
-    Raises UsageError for a directory in use or too few devices, GatewayError without nginx. Nothing is left
-    running in any case.
-    """
-    gateway.stream_module()
-    if plan.directory.exists() and (not plan.directory.is_dir() or any(plan.directory.iterdir())):
-        again = "; --again brings its fleet up once more" if _homes(plan.directory) else ""
-        raise UsageError(f"{plan.directory} is in use; choose an empty directory{again}")
-    config = _config(plan)
-    policy = fleet_policy(config, plan.devices)
-    if policy.lowered:
-        say(
-            f"warning: with {plan.devices} devices every sum holds only {policy.min_honest} honest people "
-            f"(owners ask for {policy.asked_honest} and {policy.asked_colluders} colluders at most, "
-            f"by default); fine to look at, not for anybody's real choices"
-        )
-    if config.privacy.dp_epsilon:
-        say(
-            f"devices add noise for epsilon {config.privacy.dp_epsilon:g}; over {plan.devices} people it "
-            "drowns what they learn together, and their personal parts alone get better"
-        )
-    people = datasets.configured(config.data, config.seed).people
-    with ExitStack() as stack:
-        plan.directory.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_claimed(plan.directory))
-        say(f"1 of 6: an authority, which signs who belongs, and a server are made in {plan.directory}")
-        authority_store = AuthorityStore.init(plan.directory / "authority")
-        server_directory = _server(plan.directory, authority_store)
-        _serve(stack, plan.directory, server_directory, say)
-        say(f"3 of 6: {plan.devices} devices are invited; each asks, and the authority signs")
-        owners = policy_for(config, policy.min_honest, policy.max_colluders)
-        homes = _joined(plan.directory, people, server_directory, owners)
-        for number, person in enumerate(people, 1):
-            say(f"  member {number}: {person.name}, with {len(without_ties(person.train))} choices")
-        _connected(stack, homes, say)
-        served_run.create(
-            server_directory.run(RUN),
-            config,
-            server_directory.authority,
-            server_directory.membership().encoded,
-        )
-        run_signature.ask(server_directory, RUN)
-        yield server_directory
 
 
 @contextmanager
@@ -145,8 +101,10 @@ def live_again(directory: Path, say: Callable[[str], None]) -> Iterator[ServerDi
         stack.enter_context(_claimed(directory))
         server_directory = ServerDirectory(directory / "server")
         processes.refuse_up(server_directory)
+        say("1 of 2: the server comes up")
         _serve(stack, directory, server_directory, say)
-        _connected(stack, homes, say)
+        say(f"2 of 2: {len(homes)} devices start, {A_DEVICE}")
+        _connected(stack, homes)
         yield server_directory
 
 
@@ -212,6 +170,51 @@ def kept_up(parts: Sequence[ChildProcess], *, together: bool = False) -> Iterato
 # --- inner parts --------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerDirectory]:
+    """A new fleet inside the block: its server is up, its devices have joined and are not started, its run is
+    made and not begun. Errors as `quickstart`."""
+    gateway.stream_module()
+    if plan.directory.exists() and (not plan.directory.is_dir() or any(plan.directory.iterdir())):
+        again = "; --again brings its fleet up once more" if _homes(plan.directory) else ""
+        raise UsageError(f"{plan.directory} is in use; choose an empty directory{again}")
+    config = _config(plan)
+    policy = fleet_policy(config, plan.devices)
+    if policy.lowered:
+        say(
+            f"warning: with {plan.devices} devices every sum holds only {policy.min_honest} honest people "
+            f"(owners ask for {policy.asked_honest} and {policy.asked_colluders} colluders at most, "
+            f"by default); fine to look at, not for anybody's real choices"
+        )
+    if config.privacy.dp_epsilon:
+        say(
+            f"devices add noise for epsilon {config.privacy.dp_epsilon:g}; over {plan.devices} people it "
+            "drowns what they learn together, and their personal parts alone get better"
+        )
+    people = datasets.configured(config.data, config.seed).people
+    with ExitStack() as stack:
+        plan.directory.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_claimed(plan.directory))
+        say(f"1 of 6: an authority, which signs who belongs, and a server are made in {plan.directory}")
+        authority_store = AuthorityStore.init(plan.directory / "authority")
+        server_directory = _server(plan.directory, authority_store)
+        say("2 of 6: the server comes up: SuperLink, executor, enrolment, gateway and the queue of runs")
+        _serve(stack, plan.directory, server_directory, say)
+        say(f"3 of 6: {plan.devices} devices are invited; each asks, and the authority signs")
+        owners = policy_for(config, policy.min_honest, policy.max_colluders)
+        _joined(plan.directory, people, server_directory, owners)
+        for number, person in enumerate(people, 1):
+            say(f"  member {number}: {person.name}, with {len(without_ties(person.train))} choices")
+        served_run.create(
+            server_directory.run(RUN),
+            config,
+            server_directory.authority,
+            server_directory.membership().encoded,
+        )
+        run_signature.ask(server_directory, RUN)
+        yield server_directory
+
+
 def _claimed(directory: Path) -> AbstractContextManager[None]:
     """Be the only one who has this fleet up: what says that it is ready can't tell two of them apart."""
     taken = UsageError(f"the fleet in {directory} is up already, or just coming up; stop that one first")
@@ -227,15 +230,13 @@ def _homes(directory: Path) -> list[Path]:
 def _serve(
     stack: ExitStack, directory: Path, server_directory: ServerDirectory, say: Callable[[str], None]
 ) -> None:
-    say("2 of 6: the server comes up: SuperLink, executor, enrolment, gateway and the queue of runs")
     stack.enter_context(kept_up([_up(server_directory)]))
     say(f"  the gateway is open at {server_directory.settings.gateway}")
     stack.enter_context(kept_up([_attending(directory, server_directory)]))
 
 
-def _connected(stack: ExitStack, homes: Sequence[Path], say: Callable[[str], None]) -> None:
+def _connected(stack: ExitStack, homes: Sequence[Path]) -> None:
     """All agents at once, then all relays: each is a process that spends its beginning on imports."""
-    say(f"4 of 6: {len(homes)} devices start, each an agent with its owner's model and a relay")
     stack.enter_context(kept_up([_agent(home) for home in homes], together=True))
     stack.enter_context(kept_up([_relay(home) for home in homes], together=True))
 
@@ -248,7 +249,7 @@ def _config(plan: Quickstart) -> RunConfig:
         "federation.warmup_rounds": min(1, plan.rounds - 1),
         "federation.cohort": plan.devices,
         "federation.deadline_seconds": 300.0,
-        "federation.training_seconds": 10.0,
+        "federation.training_seconds": 6.0,
         "federation.clip": 0.05,
         "privacy.dp_epsilon": 8.0,
     }
@@ -296,7 +297,7 @@ def _joined(
     people: Sequence[Person],
     server_directory: ServerDirectory,
     policy: OwnerPolicy,
-) -> list[Path]:
+) -> None:
     """Devices with the people's choices become members: first all ask, then all wait for their answers."""
     asking = []
     for number, person in enumerate(people, 1):
@@ -306,7 +307,6 @@ def _joined(
             asking[-1]()
     for attempt in asking:
         joining.wait(attempt, JOIN_SECONDS, lambda text: None, poll=0.5)
-    return _homes(directory)
 
 
 def _asking(

@@ -100,7 +100,7 @@ def test_another_machine_goes_on_from_the_back_up(tiny_model: Callable[[str], Pa
         with machine(first) as up, kept_up([parts._attending(tmp_path, first)]):
             owners = policy_for(config, policy.min_honest, policy.max_colluders)
             parts._joined(tmp_path, people, first, owners)
-            parts._connected(devices, parts._homes(tmp_path), print)
+            parts._connected(devices, parts._homes(tmp_path))
             served_run.create(first.run("winter"), config, first.authority, first.membership().encoded)
             run_signature.ask(first, "winter")
             served_run.start(first.run("winter"), door(first))
