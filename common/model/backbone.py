@@ -396,7 +396,9 @@ def _check_weights(model: nn.Module, part: str, absent: list[str], name: str) ->
 
 def _finite(weight: torch.Tensor) -> bool:
     """Whether all values are numbers. Looked at in parts: a look takes as much memory as what it looks at."""
-    return all(bool(torch.isfinite(part).all()) for part in weight.detach().flatten().split(_LOOKED_AT))
+    return all(
+        bool(torch.isfinite(part).all()) for part in torch.split(weight.detach().flatten(), _LOOKED_AT)
+    )
 
 
 def _check_tokenizer(model: nn.Module, tokenizer: Any, name: str) -> None:

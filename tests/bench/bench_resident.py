@@ -67,7 +67,8 @@ def steps() -> list[Row]:
 
         texts = [(PROMPT.format(1), f"answer {n} " + "and the motion to table it " * 8) for n in range(16)]
         split = model.split()
-        LocalTrainer(model, split, TrainingConfig()).score(*split.initial(0), model.prepare_texts(texts))
+        shared, personal = split.initial(0)
+        LocalTrainer(model, split, TrainingConfig()).score(shared, personal, model.prepare_texts(texts))
 
     step("Python", lambda: None)
     step("and torch", imported("torch"))
