@@ -153,7 +153,7 @@ LATE = {
     "penchant.deploy.report": ("deploy/report/__init__.py",),
 }
 HEAVY = {
-    "bitsandbytes", "datasets", "dp_accounting", "flwr", "grpc", "httpx", "huggingface_hub", "matplotlib",
+    "bitsandbytes", "datasets", "flwr", "grpc", "httpx", "huggingface_hub", "matplotlib",
     "onnx_ir", "onnxruntime", "onnxscript", "optuna", "pandas", "peft", "pyarrow", "ray", "rdata",
     "safetensors", "tokenizers", "torch", "transformers", "uvicorn",
 }  # fmt: skip
@@ -371,7 +371,7 @@ def test_each_room_is_typed() -> None:
 # --- the command line stays quick -----------------------------------------------------------------
 
 
-HEAVY_FOR_HELP = {"torch", "transformers", "peft", "matplotlib", "flwr", "pyarrow", "dp_accounting"}
+HEAVY_FOR_HELP = {"torch", "transformers", "peft", "matplotlib", "flwr", "pyarrow"}
 COMMANDS = {
     f"penchant.deploy.cli.{module}"
     for module in ("researcher", "quickstart", "authority", "server", "console")

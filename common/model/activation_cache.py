@@ -8,7 +8,7 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from penchant.common.model.tails import Activations, Tail, log
 
 CACHE_BYTES = 4 << 30
 _WARM_TEXTS = 16
+_IN_COMPANY = b"+"  # behind a text's key: what is kept was not computed alone, nor in a batch of `warm`
 _ALIGNED = 64  # bytes: where a tensor may begin in a file, as in memory that torch gives out
 
 Text = str | tuple[str, str]
@@ -58,6 +59,17 @@ class PrefixCache:
     def get(self, texts: Sequence[Text]) -> list[Activations]:
         """Activations of each text, computed alone where they are not kept."""
         return [self._one(_key(text), text) for text in texts]
+
+    def together(self, texts: Sequence[Text]) -> list[Activations]:
+        """Activations of each text, for whoever bears other last bits than those of `get`: those that are not
+        kept are computed at once, a few times as fast as one by one, and kept apart from what `get` gives."""
+        found: dict[Text, Activations] = {}
+        while waiting := [text for text in dict.fromkeys(texts) if text not in found]:
+            known, missing = self._taken({text: _key(text) + _IN_COMPANY for text in waiting})
+            found |= known
+            if missing:
+                found |= self._computed(missing)
+        return [found[text] for text in texts]
 
     def warm(self, texts: Iterable[Text], threads: int = 1) -> None:
         """Compute texts ahead, in batches that depend on the set of texts alone.
@@ -139,10 +151,40 @@ class PrefixCache:
                 self._changed.notify_all()
         return entry
 
+    def _taken(self, keys: Mapping[Text, bytes]) -> tuple[dict[Text, Activations], dict[Text, bytes]]:
+        """Of some texts (what is kept, in company or not; which this thread is to compute), the others being
+        computed by other threads; waits until there is any of the two."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running.issuperset(keys.values()))
+            free = {text: key for text, key in keys.items() if key not in self._running}
+            known: dict[Text, Activations] = {}
+            for text, key in free.items():
+                kept = next((k for k in (key.removesuffix(_IN_COMPANY), key) if k in self._kept), None)
+                if kept is not None:
+                    self._kept.move_to_end(kept)
+                    known[text] = self._kept[kept]
+            missing = {text: key for text, key in free.items() if text not in known}
+            self._running.update(missing.values())
+        return known, missing
+
+    def _computed(self, missing: Mapping[Text, bytes]) -> dict[Text, Activations]:
+        """Compute texts that this thread has taken, at once, and keep them."""
+        try:
+            entries = self._tail.precompute([self._tokens(text) for text in missing])
+            with self._changed:
+                for key, entry in zip(missing.values(), entries, strict=True):
+                    self._keep(key, entry)
+        finally:
+            with self._changed:
+                self._running.difference_update(missing.values())
+                self._changed.notify_all()
+        return dict(zip(missing, entries, strict=True))
+
     def _keep(self, key: bytes, entry: Activations) -> None:
         self.forwards += 1
         self.held += _size(entry) - _size(self._kept.pop(key, ()))
         self._kept[key] = entry
+        self.held -= _size(self._kept.pop(key + _IN_COMPANY, ()))
         while self.held > self._limit and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self.held -= _size(dropped)

@@ -38,6 +38,7 @@ _NO_WRITER = (
     'base model "{}" is no causal language model, and a policy must write; choose one (smollm2-135m, say), '
     "or learn a reward model (objective reward)"
 )
+_LOOKED_AT = 1 << 20  # values at a time
 _UNREAD_WEIGHTS = ("pooler",)  # often not saved, and never read here
 
 
@@ -386,11 +387,18 @@ def _check_weights(model: nn.Module, part: str, absent: list[str], name: str) ->
             f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; get the base model again"
         )
     for tensor, weight in model.named_parameters():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+        if weight.is_floating_point() and not _finite(weight):
             raise BaseModelError(
                 f'base model "{name}": the weights of {tensor} hold values that are no numbers; '
                 "get the base model again"
             )
+
+
+def _finite(weight: torch.Tensor) -> bool:
+    """Whether all values are numbers. Looked at in parts: a look takes as much memory as what it looks at."""
+    return all(
+        bool(torch.isfinite(part).all()) for part in torch.split(weight.detach().flatten(), _LOOKED_AT)
+    )
 
 
 def _check_tokenizer(model: nn.Module, tokenizer: Any, name: str) -> None:

@@ -68,6 +68,11 @@ class Batch(Protocol):
         starts are known, their log-probabilities [texts] float32."""
         ...
 
+    def apart(self, states: Tensor) -> list[Tensor]:
+        """What there is of each token of the batch, [b, L, …] -> [tokens, …] of each text, in memory of its
+        own."""
+        ...
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -117,6 +122,9 @@ class PaddedBatch:
         if self.predicted is not None and self.network.unembedding is not None:
             return self.predicted.sums(states.flatten(0, 1), self.network.unembedding)
         return self.network.pool(states, self.mask)
+
+    def apart(self, states: Tensor) -> list[Tensor]:
+        return [own[:length].clone() for own, length in zip(states, self.mask.sum(1).tolist(), strict=True)]
 
 
 class Padded:
@@ -296,6 +304,9 @@ class PackedRow:
             return rows[pooled]
         totals = F.embedding_bag(self.token, rows, self.lengths.cumsum(0) - self.lengths, mode="sum")
         return totals / self.lengths.unsqueeze(-1)
+
+    def apart(self, states: Tensor) -> list[Tensor]:
+        return [states[0, own] for own in torch.split(self.token, self.lengths.tolist())]
 
     def pooled(self) -> Tensor | None:
         """The places in the row of the tokens that are pooled, one a text, or from which a word is predicted;

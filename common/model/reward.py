@@ -247,8 +247,9 @@ class RewardModel:
         )
 
     def prepare_texts(self, texts: Sequence[tuple[str, str]]) -> Texts:
-        """Encode (prompt, response) texts, in this order."""
-        return self._pack(self.cache.get([self._text(prompt, response) for prompt, response in texts]))
+        """Encode (prompt, response) texts, in this order, to score them: those that are new are read at once,
+        so that the last bits of a score can depend on what else was asked for."""
+        return self._pack(self.cache.together([self._text(prompt, response) for prompt, response in texts]))
 
     def subset(self, prepared: PreparedPairs, rows: Sequence[int]) -> PreparedPairs:
         """Some of the pairs, with only their texts."""

@@ -18,9 +18,11 @@ The last two run on texts in rows, where a causal model reads what texts begin w
 on padded texts (`batches`). `choose_tail` takes the first that applies by structure *and* reproduces the full
 path over padded texts on probe texts, some of which begin alike; the log says so where it is that one.
 
-The last bits of a text's activations depend on the batch it was computed in. So `PrefixCache.get`
-computes each missing text alone, and `PrefixCache.warm`, which is faster, forms its batches from the
-whole set of texts it is given: either way a resumed run sees the bits of an uninterrupted one.
+The frozen part reads texts as the tail does: in rows, nothing filled up, where the base model bears that.
+The last bits of a text's activations can depend on what it was computed with. So `PrefixCache.get`, which
+training asks, computes each missing text alone, and `PrefixCache.warm`, which is faster, forms its batches
+from the whole set of texts it is given: either way a resumed run sees the bits of an uninterrupted one.
+`PrefixCache.together`, which ranking asks, computes what is missing at once.
 """
 
 from __future__ import annotations
@@ -37,10 +39,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils.rnn import pad_sequence
 
 from penchant.common.errors import ConfigError
-from penchant.common.model.batches import Batches, Packing, Padded, RowPacking
+from penchant.common.model.batches import Batch, Batches, Packing, Padded, RowPacking
 from penchant.common.model.factors import MergedWeights
 from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.modules import find_blocks
@@ -59,7 +60,7 @@ class Tail(Protocol):
     name: str
 
     def precompute(self, texts: Sequence[Any]) -> list[Activations]:
-        """What to keep of each text, from token ids [L] (or `ResponseTokens`) of about the same length."""
+        """What to keep of each text, from token ids [L] (or `ResponseTokens`), computed together."""
         ...
 
     def collate(self, texts: Sequence[Activations]) -> Any:
@@ -105,27 +106,44 @@ class _Reached(Exception):  # a signal, not an error
         self.kwargs = kwargs
 
 
-def _stop_at(path: str) -> Callable[[nn.Module], nn.Module]:
-    def prepare(module: nn.Module) -> nn.Module:
+class _FrozenPart:
+    """The network up to one of its modules, over texts that are put together in one way."""
+
+    def __init__(self, network: AdaptedNetwork, packing: Packing, until: str) -> None:
+        self._network = network
+        self._packing = packing
+        self._until = until
+        self._skeletons = _Skeletons(network.module, self._stopping)
+
+    def read(
+        self, texts: Sequence[Tensor], taken: Callable[[_Reached], tuple[Tensor, ...]]
+    ) -> list[Activations]:
+        """What is `taken` ([b, L, …] each) of the inputs of the module at which the network stops, by text
+        [L, …], from token ids [L]."""
+        packed = self._packing.collate([ids.to(self._network.device) for ids in texts], None)
+        found: list[Activations] = []
+        for batch in packed.batches:
+            with torch.no_grad():
+                columns = taken(self._reach(batch))
+            found += zip(*(batch.apart(column) for column in columns), strict=True)
+        return [found[place] for place in packed.inverse.tolist()]
+
+    def _reach(self, batch: Batch) -> _Reached:
+        try:
+            with batch.running():
+                self._skeletons.get()(**batch.inputs())
+        except _Reached as reached:
+            return reached
+        raise RuntimeError("the forward pass never came to the module it should stop at")
+
+    def _stopping(self, module: nn.Module) -> nn.Module:
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args, kwargs)
 
-        module.get_submodule(path).register_forward_pre_hook(stop, with_kwargs=True)
+        self._packing.prepare(module).get_submodule(self._until).register_forward_pre_hook(
+            stop, with_kwargs=True
+        )
         return module
-
-    return prepare
-
-
-def _inputs_of(skeleton: nn.Module, texts: Sequence[Tensor], network: AdaptedNetwork) -> _Reached:
-    """Run some texts, padded at the right, up to the module at which the skeleton stops."""
-    ids = pad_sequence(list(texts), batch_first=True, padding_value=network.pad_id)
-    mask = pad_sequence([torch.ones_like(one) for one in texts], batch_first=True)
-    try:
-        with torch.no_grad():
-            skeleton(input_ids=ids.to(network.device), attention_mask=mask.to(network.device))
-    except _Reached as reached:
-        return reached
-    raise RuntimeError("the forward pass never came to the module it should stop at")
 
 
 # --- the tails ------------------------------------------------------------------------------------
@@ -174,14 +192,14 @@ class PooledTail:
 
     name = "pooled"
 
-    def __init__(self, network: AdaptedNetwork) -> None:
-        self._network = network
-        self._full = FullTail(network, Padded(network))
+    def __init__(self, network: AdaptedNetwork, packing: Packing) -> None:
+        self.packing = packing
+        self._full = FullTail(network, packing)
 
     def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         packed = self._full.collate(self._full.precompute(texts))
         with torch.no_grad():
-            return [(one,) for one in self._full.forward(packed, MergedWeights({}, torch.empty(0)))]
+            return [(one.clone(),) for one in self._full.forward(packed, MergedWeights({}, torch.empty(0)))]
 
     def collate(self, texts: Sequence[Activations]) -> Tensor:
         return torch.stack([embedding for (embedding,) in texts])
@@ -224,16 +242,17 @@ class BlockTail:
         if self._first == 0:
             raise TypeError("the first block is adapted: nothing but embeddings could be kept")
         self._returns_tuple = _blocks_return_tuples(network, path)
-        self._until = _Skeletons(network.module, _stop_at(f"{path}.{self._first}"))
+        self._frozen = _FrozenPart(network, packing, f"{path}.{self._first}")
         self._rest = _Skeletons(network.module, self._skip_frozen)
 
     def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         """(ids [L], states [L, d] before the first adapted block) of each text."""
-        reached = _inputs_of(self._until.get(), texts, self._network)
-        states = reached.inputs[0] if reached.inputs else reached.kwargs["hidden_states"]
-        return [
-            (ids.to(self._network.device), states[row, : len(ids)].clone()) for row, ids in enumerate(texts)
-        ]
+
+        def states(reached: _Reached) -> tuple[Tensor]:
+            return (reached.inputs[0] if reached.inputs else reached.kwargs["hidden_states"],)
+
+        kept = self._frozen.read(texts, states)
+        return [(ids.to(self._network.device), *own) for ids, own in zip(texts, kept, strict=True)]
 
     def collate(self, texts: Sequence[Activations], starts: Sequence[int] | None = None) -> Batches:
         return self.packing.collate([ids for ids, _ in texts], [states for _, states in texts], starts)
@@ -311,10 +330,11 @@ class TokenwiseTail:
 
     name = "tokenwise"
 
-    def __init__(self, network: AdaptedNetwork) -> None:
+    def __init__(self, network: AdaptedNetwork, packing: Packing) -> None:
         if len(network.adapted_modules) != 1:
             raise TypeError("more than one module is adapted")
         self._network = network
+        self.packing = packing
         self.module = network.adapted_modules[0].name
         path = self.module.rpartition(".")[0]
         linear: Any = network.module.get_submodule(self.module)
@@ -326,16 +346,21 @@ class TokenwiseTail:
         self.gain, self.bias = f"{path}.{place}.weight", f"{path}.{place}.bias"
         if not set(network.base) <= {self.gain, self.bias}:
             raise TypeError("parts of the base below the last norm are trained")
-        self._until = _Skeletons(network.module, _stop_at(path))
+        self._frozen = _FrozenPart(network, packing, path)
 
     def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         """(x [L, in], centred c [L, d]) of each text."""
-        reached = _inputs_of(self._until.get(), texts, self._network)
-        x, residual = reached.inputs
-        with torch.no_grad():
+
+        def both(reached: _Reached) -> tuple[Tensor, Tensor]:
+            x, residual = reached.inputs
             total = (self._base(x) + residual).float()
-        centred = total - total.mean(-1, keepdim=True)
-        return [self._rows(x.float(), centred, row, len(ids)) for row, ids in enumerate(texts)]
+            return x.float(), total - total.mean(-1, keepdim=True)
+
+        kept = self._frozen.read(texts, both)
+        if self._network.pooling == "mean":
+            return kept
+        token = slice(1) if self._network.pooling == "first" else slice(-1, None)
+        return [(x[token].clone(), centred[token].clone()) for x, centred in kept]
 
     def collate(self, texts: Sequence[Activations]) -> PackedTokens:
         inputs, centred = (torch.cat(column) for column in zip(*texts, strict=True))
@@ -373,11 +398,6 @@ class TokenwiseTail:
             packed.memo.update(a=a, version=a._version, product=a @ packed.inputs.T)
         product: Tensor = packed.memo["product"]
         return product
-
-    def _rows(self, x: Tensor, centred: Tensor, row: int, length: int) -> Activations:
-        tokens = {"mean": slice(length), "first": slice(1), "last": slice(length - 1, length)}
-        kept = tokens[self._network.pooling]
-        return x[row, kept].clone(), centred[row, kept].clone()
 
 
 def _only_norm(inner: nn.Module, linear: nn.Module) -> nn.LayerNorm:
@@ -454,6 +474,9 @@ class ResponseTail:
         return torch.stack([policy, packed.reference, packed.tokens], dim=1)
 
 
+AnyTail = PooledTail | TokenwiseTail | BlockTail | FullTail | ResponseTail
+
+
 # --- choice ---------------------------------------------------------------------------------------
 
 
@@ -466,51 +489,57 @@ def full_tail(network: AdaptedNetwork) -> FullTail | ResponseTail:
 def choose_tail(network: AdaptedNetwork, probes: Sequence[Any]) -> Tail:
     """The cheapest tail that gives, on the probe texts (as `Tail.precompute` takes them), what the full path
     gives."""
-    if not network.adapted_modules:
-        return PooledTail(network)
     full = full_tail(network)
     effective = _probe_factors(network)
     expected = _embed_all(full, probes, effective)
     found = _first_that_agrees(_cheapest_first(network), expected, probes, effective, network)
-    packing = found.packing if isinstance(found, BlockTail | FullTail | ResponseTail) else None
     inner = found._inner if isinstance(found, ResponseTail) else found
     if inner is None or isinstance(inner, FullTail):
         log.info("nothing of this base model can be computed ahead: every step runs all of it")
-    if network.causal and (found is None or isinstance(packing, Padded)):
+    if network.causal and (found is None or isinstance(found.packing, Padded)):
         log.info("this base model does not bear texts in one row: a prompt is read again with each response")
     return full if found is None else found
 
 
-def _cheapest_first(network: AdaptedNetwork) -> Iterator[tuple[str, Callable[[], Tail]]]:
+def _cheapest_first(network: AdaptedNetwork) -> Iterator[tuple[str, Callable[[], AnyTail]]]:
     """(what it is, how it is made) of all tails but the full one over padded texts, the cheapest first."""
     packings: dict[str, Callable[[], Packing]] = {
         "texts in rows, attention by pieces": lambda: RowPacking(network, pieces=True),
         "texts in rows, under a mask": lambda: RowPacking(network, pieces=False),
         "padded texts": lambda: Padded(network),
     }
-    if network.unembedding is None:
-        yield TokenwiseTail.name, lambda: TokenwiseTail(network)
-    for name, packing in packings.items():
-        yield f"{BlockTail.name}, {name}", _made_with(BlockTail, network, packing)
+    kinds: tuple[type[PooledTail | TokenwiseTail | BlockTail], ...] = (BlockTail,)
+    if not network.adapted_modules:
+        kinds = (PooledTail,)
+    elif network.unembedding is None:
+        kinds = (TokenwiseTail, BlockTail)
+    for kind, (name, packing) in itertools.product(kinds, packings.items()):
+        yield f"{kind.name}, {name}", _made_with(kind, network, packing)
     for name, packing in list(packings.items())[:-1]:
         yield f"{FullTail.name}, {name}", _made_with(FullTail, network, packing)
 
 
 def _made_with(
-    kind: type[BlockTail | FullTail], network: AdaptedNetwork, packing: Callable[[], Packing]
-) -> Callable[[], Tail]:
-    if network.unembedding is None:
-        return lambda: kind(network, packing())
-    return lambda: ResponseTail(network, kind(network, packing()))
+    kind: type[PooledTail | TokenwiseTail | BlockTail | FullTail],
+    network: AdaptedNetwork,
+    packing: Callable[[], Packing],
+) -> Callable[[], AnyTail]:
+    def made() -> AnyTail:
+        tail = kind(network, packing())
+        if network.unembedding is not None and isinstance(tail, BlockTail | FullTail):
+            return ResponseTail(network, tail)
+        return tail
+
+    return made
 
 
 def _first_that_agrees(
-    tails: Iterator[tuple[str, Callable[[], Tail]]],
+    tails: Iterator[tuple[str, Callable[[], AnyTail]]],
     expected: Tensor,
     probes: Sequence[Any],
     effective: MergedWeights,
     network: AdaptedNetwork,
-) -> Tail | None:
+) -> AnyTail | None:
     """The first tail that gives the `expected` embeddings of the probe texts."""
     for name, make in tails:
         try:

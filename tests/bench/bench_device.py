@@ -21,9 +21,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,26 @@ def peak(process: psutil.Process) -> float:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / MB
 
 
+@contextmanager
+def watching_children(process: psutil.Process) -> Iterator[list[float]]:
+    """The most that one of a process's children held meanwhile, resident, in MB: a list of one."""
+    most, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            for child in process.children():
+                with suppress(psutil.NoSuchProcess):
+                    most[0] = max(most[0], child.memory_info().rss / MB)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        thread.join()
+
+
 def measure_agent() -> Table:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -128,7 +149,8 @@ def measure_agent() -> Table:
                 return agents[0].answer(stage, payload)
 
             answers: list[Answer] = [remote, counted, *(agent.answer for agent in agents[1:])]
-            survivors = play(fleet, model_cache, answers)
+            with watching_children(process) as most_of_children:
+                survivors = play(fleet, model_cache, answers)
             time.sleep(2)
             warm, before, began = process.memory_info().rss / MB, spent(process), time.monotonic()
             time.sleep(REST_SECONDS)
@@ -138,8 +160,10 @@ def measure_agent() -> Table:
                 "survivors": survivors,
                 "threshold": threshold(DEVICES),
                 "resident before the first message, MB": cold,
-                "resident at rest, model warm, MB": warm,
+                "resident at rest, MB": warm,
+                "processes of its own at rest": len(process.children()),
                 "most resident, MB": peak(process),
+                "most resident of its training process, MB": most_of_children[0],
                 "processor at rest, percent of one core": 100 * idle,
                 "messages to one device": messages,
                 "base models loaded for three devices in one process": model_cache.loads,

@@ -188,6 +188,19 @@ def test_a_tokenizer_that_knows_no_words_is_refused(copied: Callable[..., Path])
     assert "tokenizer" in refusal(folder)
 
 
+def test_the_last_value_of_a_large_tensor_is_looked_at_as_well(
+    copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are looked at in parts; the last part is a shorter one."""
+    folder = copied("llama")
+    weights = load_file(folder / "model.safetensors")
+    name = "layers.1.mlp.down_proj.weight"
+    monkeypatch.setattr("penchant.common.model.backbone._LOOKED_AT", weights[name].numel() // 2 - 1)
+    weights[name][-1, -1] = float("inf")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert f"the weights of {name} hold values that are no numbers" in refusal(folder)
+
+
 def test_weights_that_are_no_numbers_or_absent_are_refused_by_name(copied: Callable[..., Path]) -> None:
     folder = copied("llama")
     weights = load_file(folder / "model.safetensors")

@@ -21,6 +21,7 @@ from penchant.common.model.tails import Activations
 
 DENSE = {"target_modules": ("output.dense",), "layers": (-1,)}
 FEED_FORWARD = {"target_modules": ("intermediate.dense", "output.dense"), "layers": (-1,)}
+LAST = {"target_modules": ("query_key_value",), "layers": (-1,)}
 QV = {"target_modules": ("q_proj", "v_proj"), "layers": (-2, -1)}
 TEXTS = [
     ("", "the motion to table the bill"),
@@ -31,10 +32,12 @@ TEXTS = [
 ]
 
 
-def both(base: Any, adapter: dict[str, Any], **settings: Any) -> tuple[RewardModel, RewardModel]:
+def both(
+    base: Any, adapter: dict[str, Any], share: str = "AB", **settings: Any
+) -> tuple[RewardModel, RewardModel]:
     """The model with its fast tail, and with the full path."""
     model = ModelConfig(base_model=str(base), dtype="float32", **settings)
-    config = AdapterConfig(share="AB", rank=2, alpha=4.0, **adapter)
+    config = AdapterConfig(share=share, rank=2, alpha=4.0, **adapter)
     fast = RewardModel(load_backbone(model, device="cpu"), model, config)
     slow = RewardModel(load_backbone(model, device="cpu"), model, config, full=True)
     return fast, slow
@@ -47,6 +50,15 @@ def scores_and_gradients(model: RewardModel, texts: Sequence[tuple[str, str]]) -
     scores = model.scores(model.prepare_texts(texts), split.effective(leaves, {}))
     weights = torch.linspace(-1, 1, len(texts)) + 0.3
     return scores.detach(), list(torch.autograd.grad((scores * weights).sum(), list(leaves.values())))
+
+
+def scored(model: RewardModel, texts: Sequence[tuple[str, str]]) -> Tensor:
+    split, vectors = model.split(), np.random.default_rng(1)
+    shared, personal = (
+        layout.unflatten(vectors.normal(size=layout.size).astype(np.float32) * 0.1)
+        for layout in (split.shared, split.personal)
+    )
+    return model.scores(model.prepare_texts(texts), split.effective(shared, personal))
 
 
 def assert_same(fast: RewardModel, slow: RewardModel, texts: Sequence[tuple[str, str]]) -> None:
@@ -170,13 +182,51 @@ def test_batches_pad_to_their_own_longest(tiny_model) -> None:
     assert shapes == [(32, 2), (16, 30)]
 
 
-def test_alone_or_in_company_a_text_has_the_same_bits(tiny_model) -> None:
+def test_what_is_trained_on_has_the_bits_of_each_text_alone(tiny_model) -> None:
+    """Whatever was prepared with it, and though it was ranked with others before."""
     alone, company = both(tiny_model("bert"), DENSE)[0], both(tiny_model("bert"), DENSE)[0]
     company.prepare_texts(TEXTS[::-1])
-    for text in TEXTS:
-        one, other = (m.prepare_texts([text]).packed for m in (alone, company))
+    pairs = [SimpleNamespace(prompt=p, chosen=r, rejected="tax") for p, r in TEXTS]
+    company.prepare(pairs)
+    for pair in pairs:
+        one, other = (m.prepare([pair]).texts.packed for m in (alone, company))
         assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.centred, other.centred)
+
+
+RANKED = [("bert", DENSE), ("bert", FEED_FORWARD), ("llama", QV), ("gptj", QV), ("bloom", LAST)]
+
+
+@pytest.mark.parametrize(("kind", "adapter"), RANKED)
+@pytest.mark.parametrize("share", ["AB", "common"])
+def test_texts_ranked_together_score_what_each_scores_alone(tiny_model, kind, adapter, share) -> None:
+    together, alone = (both(tiny_model(kind), adapter, share=share)[0] for _ in range(2))
+    texts = [(prompt, response) for prompt in ("", "the motion to ") for _, response in TEXTS]
+    found = scored(together, texts)
+    expected = torch.cat([scored(alone, [text]) for text in texts])
+    assert together.cache.forwards == alone.cache.forwards == len(texts)
+    assert torch.allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "adapter"), RANKED)
+def test_ranking_reads_no_token_twice_and_none_that_fills_up(tiny_model, monkeypatch, kind, adapter) -> None:
+    """Of a causal model the tokens that candidates begin with are read once for all."""
+    fast, _ = both(tiny_model(kind), adapter)
+    read: list[int] = []
+    forward = torch.nn.Embedding.forward
+
+    def watch(self: torch.nn.Embedding, ids: Tensor) -> Tensor:
+        read.append(ids.numel())
+        return forward(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", watch)
+    prompt = "the motion to table the bill "
+    candidates = [(prompt, response) for response in ("a vote", "cloture on the tax of the judge", "budget")]
+    lengths, begun = fast.lengths(candidates), fast.lengths([(prompt, "")])[0]
+    fast.prepare_texts(candidates)
+    causal = kind in ("llama", "gptj")
+    padded = 3 * max(lengths)
+    assert max(read) == (padded if kind == "bloom" else sum(lengths) - 2 * begun * causal)
 
 
 def test_warming_depends_on_the_set_of_texts_alone(tiny_model) -> None:
@@ -203,11 +253,13 @@ class Words:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.captured: list[int] = []
+        self.calls: list[list[int]] = []
         self.seconds = seconds
 
     def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         time.sleep(self.seconds)
-        self.captured += [len(ids) for ids in texts]
+        self.calls.append([len(ids) for ids in texts])
+        self.captured += self.calls[-1]
         return [(ids.float(),) for ids in texts]
 
 
@@ -250,8 +302,43 @@ def test_two_threads_compute_a_text_once() -> None:
     assert sorted(tail.captured) == [1, 2, 3]
 
 
-def test_a_failed_text_can_be_asked_for_again() -> None:
+@pytest.mark.parametrize("ask", [PrefixCache.get, PrefixCache.together])
+def test_a_failed_text_can_be_asked_for_again(ask: Any) -> None:
     cache = PrefixCache(words, Words())
     for _ in range(2):
         with pytest.raises(ValueError, match="nothing there"):
-            cache.get([""])
+            ask(cache, ["a", ""])
+    assert [len(entry[0]) for entry in ask(cache, ["a", "b b"])] == [1, 2]
+
+
+def test_what_was_computed_in_company_is_used_again_but_not_for_training() -> None:
+    tail = Words()
+    cache = PrefixCache(words, tail)
+    assert [len(entry[0]) for entry in cache.together(["a", "b b", "a"])] == [1, 2, 1]
+    assert (tail.calls, cache.forwards, cache.held) == ([[1, 2]], 2, 12)
+    cache.together(["b b", "c c c"])
+    assert tail.calls[1:] == [[3]]
+    cache.get(["a", "b b"])  # alone, and kept in place of what was computed in company
+    assert tail.calls[2:] == [[1], [2]]
+    assert (len(cache), cache.held) == (3, 24)
+    cache.together(["c c c", "a", "b b"])
+    assert len(tail.calls) == 4
+
+
+def test_two_threads_rank_a_text_once() -> None:
+    tail = Words(seconds=0.02)
+    cache = PrefixCache(words, tail)
+    texts = ["a", "b b", "c c c", "d d d d"]
+    asked = (texts, texts[::-1], texts[1:], texts[:2])
+    found: dict[int, list[int]] = {}
+
+    def ask(number: int) -> None:
+        found[number] = [len(entry[0]) for entry in cache.together(asked[number])]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(tail.captured) == [1, 2, 3, 4]
+    assert [found[number] for number in range(len(asked))] == [[len(t.split()) for t in a] for a in asked]

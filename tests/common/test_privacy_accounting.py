@@ -8,6 +8,7 @@ import sys
 from itertools import pairwise
 
 import pytest
+from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -193,10 +194,22 @@ def test_a_rho_out_of_range_is_refused(rho: float) -> None:
         epsilon_of(rho, 1e-5)
 
 
-def test_the_accountant_is_loaded_only_when_it_is_asked() -> None:
+@settings(max_examples=50, deadline=None)
+@given(rho=st.floats(0, RHO_MOST), delta=DELTAS)
+def test_every_order_bounds_as_dp_accounting_says(rho: float, delta: float) -> None:
+    """To the bit, so that ledgers that the library once filled stay what they are."""
+    orders = accounting._ORDERS
+    found = [max(0.0, accounting._bound(order, rho * order, delta)) for order in orders]
+    assert found == [compute_epsilon([order], [rho * order], delta)[0] for order in orders]
+    assert min(found) == compute_epsilon(orders, [rho * order for order in orders], delta)[0]
+
+
+def test_a_ledger_is_kept_without_an_accountant_s_libraries() -> None:
     script = (
         "import sys\n"
-        "import penchant.common.privacy.noise, penchant.common.privacy.accounting\n"
+        "import penchant.common.privacy.noise\n"
+        "from penchant.common.privacy.accounting import epsilon_of, rho_of\n"
+        "epsilon_of(rho_of(1.0, 1e-5), 1e-5)\n"
         "sys.exit(', '.join({'dp_accounting', 'scipy'} & set(sys.modules)) or 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
