@@ -228,7 +228,7 @@ def _requests(folder: Path) -> RequestFigures:
     return RequestFigures(waiting, oldest)
 
 
-_TOKEN_STATES = ("open", "expired", "waiting", "enrolled", "out")
+_TOKEN_STATES = ("open", "expired", "waiting", "declined", "enrolled", "out")
 
 
 def _by_state(tokens: Iterable[Token]) -> dict[str, int]:

@@ -61,7 +61,7 @@ class Token:
         label: the operator's name for its recipient.
         made: when it was made, in Unix seconds.
         expires: when it expires, in Unix seconds.
-        state: "open", "expired", "waiting" for the authority, "enrolled" or "out".
+        state: "open", "expired", "waiting" for the authority, "declined" by it, "enrolled" or "out".
         member: the number of the member that joined with it.
         node: the node as which that member connects, once the SuperLink admits it.
         fingerprint: the fingerprint of its request, to compare with the one that the device shows.
@@ -81,7 +81,7 @@ class Token:
     @property
     def look(self) -> str:
         """How its state is shown."""
-        return {"enrolled": "good", "waiting": "warn", "out": "bad"}.get(self.state, "")
+        return {"enrolled": "good", "waiting": "warn", "declined": "bad", "out": "bad"}.get(self.state, "")
 
 
 @dataclass(frozen=True)

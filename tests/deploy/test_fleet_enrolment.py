@@ -44,6 +44,7 @@ from penchant.common.membership.enrolment import (
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.join_token import JoinToken, Terms
 from penchant.common.network import Budget
+from penchant.deploy.fleet import recorded_acts
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, hand_out, request_revocation
@@ -100,7 +101,7 @@ class Fleet:
     def token(self, name: str = "kitchen") -> JoinToken:
         return hand_out(self.server_directory.path, name, time.time() + DAY)
 
-    def attend(self, *, grant: bool = True) -> list[str]:
+    def attend(self, *, grant: bool | None = True) -> list[str]:
         return attend(
             self.authority_store,
             self.server_directory.requests,
@@ -265,23 +266,53 @@ def test_private_keys_stay_on_the_device(fleet: Fleet, tmp_path: Path) -> None:
         assert secret not in sent + kept
 
 
-def test_what_the_authority_refuses_stays_out(fleet: Fleet, tmp_path: Path) -> None:
+def test_what_the_authority_leaves_undecided_stays_out_and_waits(fleet: Fleet, tmp_path: Path) -> None:
     home, token, asked = tmp_path / "device", fleet.token(), []
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
 
-    def no(decision: PendingDecision) -> bool:
+    def later(decision: PendingDecision) -> None:
         asked.append(decision)
-        return False
 
     assert (
-        attend(fleet.authority_store, fleet.server_directory.requests, fleet.server_directory.answers, no)
+        attend(fleet.authority_store, fleet.server_directory.requests, fleet.server_directory.answers, later)
         == []
     )
     assert [(m.kind, m.what) for m in asked] == [("enrol", "kitchen")]
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
     assert fleet.nodes.known == {}
+    fleet.attend()
+    assert fleet.join(home, token) == 1
+
+
+def test_the_owner_of_a_device_that_the_authority_declines_is_told(fleet: Fleet, tmp_path: Path) -> None:
+    home, token = tmp_path / "device", fleet.token()
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    assert fleet.attend(grant=False) == ["the request of kitchen is declined"]
+    assert fleet.attend() == []  # it is settled, before the server has looked and after
+    with pytest.raises(EnrolmentError, match="the authority declined; ask the operator for another token"):
+        fleet.join(home, token)
+    registry = EnrolmentRegistry(fleet.server_directory)
+    (row,) = registry.enrolments()
+    assert (row.state, row.name, row.member) == ("declined", "kitchen", None)
+    folders = (fleet.server_directory.requests, fleet.server_directory.answers)
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
+    other = fleet.token()  # the same device, better known by now
+    assert fleet.enrol(home, other) == 1
+    registry.withdraw(token.name)
+    assert [row.state for row in registry.enrolments()] == ["enrolled"]
+
+
+def test_who_is_a_member_is_not_declined_afterwards(fleet: Fleet, tmp_path: Path) -> None:
+    home, token = tmp_path / "device", fleet.token()
+    number = fleet.enrol(home, token)
+    late = fleet.server_directory.answers / f"{token.name}.declined"
+    late.write_bytes(b"the authority declined")
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
+    assert fleet.join(home, token) == number
+    assert not late.exists()  # it is put aside
 
 
 def test_an_authority_on_a_stick(fleet: Fleet, tmp_path: Path) -> None:
@@ -524,7 +555,7 @@ def test_a_revoked_member_is_out_at_the_server(fleet: Fleet, tmp_path: Path) -> 
     token = fleet.token()
     fleet.enrol(tmp_path / "device", token)
     path = request_revocation(fleet.server_directory.path, 1, "lost")
-    assert fleet.attend(grant=False) == []
+    assert fleet.attend(grant=None) == []
     assert fleet.attend() == ["member 1 is revoked"]
     EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
     assert fleet.nodes.known == {}
@@ -534,6 +565,22 @@ def test_a_revoked_member_is_out_at_the_server(fleet: Fleet, tmp_path: Path) -> 
     assert fleet.post(body).status_code == 403
     with pytest.raises(UsageError, match="no member 1"):
         request_revocation(fleet.server_directory.path, 1)
+
+
+def test_a_revocation_that_the_authority_declines_is_on_record(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    path = request_revocation(fleet.server_directory.path, 1, "lost")
+    assert fleet.attend(grant=False) == ["the revocation of member 1 is declined"]
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
+    assert not path.exists()  # nobody waits for it
+    assert fleet.server_directory.membership().holds(1)
+    acts: list[recorded_acts.Act] = []
+    recorded_acts.take(fleet.server_directory.path, acts.append)
+    ((by, action, member, outcome),) = [(a.account, a.action, a.target, a.outcome) for a in acts]
+    assert (by, action, member) == ("the authority", "revoke a member", "1")
+    assert outcome == "refused: the authority declined"
+    request_revocation(fleet.server_directory.path, 1, "lost, really")  # and asked for once more
+    assert fleet.attend() == ["member 1 is revoked"]
 
 
 def leave(fleet: Fleet, home: Path) -> LeaveNotice:

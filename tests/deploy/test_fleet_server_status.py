@@ -11,7 +11,9 @@ import pytest
 from support.console_scene import log, make_run, shared
 from support.fleet_directory import make_server
 
+from penchant.deploy.cli.drawing import Drawing
 from penchant.deploy.cli.main import main
+from penchant.deploy.cli.show_run import run_facts, show_run
 from penchant.deploy.fleet import status as fleet_status
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.enrolment import hand_out
@@ -280,3 +282,14 @@ def test_what_ends_is_said_in_time(
     assert exited == code
     for part in said:
         assert part in out, (part, out)
+
+
+def test_why_an_attempt_failed_is_read_on_a_narrow_terminal_too(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eighty columns, as a pipe has."""
+    show_run(run_facts(run), Drawing(width=80))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert lines[-3:] == ["1: 1 at masked sums", "2: 1 at masked sums", "3: 14 of 34 devices lost by [masked]"]
