@@ -444,8 +444,8 @@ def run(
     from penchant.server.privacy_figures import EXACT
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
-    for why in run_checks.objections(settings):
-        notice(f"devices whose owners changed nothing in their policy take no part: {why}")
+    for why in run_checks.objections(settings, server_directory):
+        notice(f"it needs devices whose owners allow more than the defaults: {why}")
     if queue or at or every:
         _enqueue(server_directory, settings, name, begin_with, days, tag, at, every)
         return
@@ -853,8 +853,8 @@ def measure(
     from penchant.server.privacy_figures import EXACT
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
-    for why in run_checks.objections(settings):
-        notice(f"devices whose owners changed nothing in their policy take no part: {why}")
+    for why in run_checks.objections(settings, server_directory):
+        notice(f"it needs devices whose owners allow more than the defaults: {why}")
     with recorded(server_directory.path, "measure a canary"):
         both = canary_check.begin(server_directory, settings, who_is_here(), days)
     for one in both:

@@ -292,4 +292,8 @@ def test_why_an_attempt_failed_is_read_on_a_narrow_terminal_too(
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
-    assert lines[-3:] == ["1: 1 at masked sums", "2: 1 at masked sums", "3: 14 of 34 devices lost by [masked]"]
+    assert lines[-3:] == [
+        "1: 1 at masked sums",
+        "2: 1 at masked sums",
+        "3: 14 of 34 devices lost by [masked]",
+    ]
