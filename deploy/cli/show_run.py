@@ -27,6 +27,7 @@ from penchant.server.monitoring.run_history import (
     Stage,
     summary_of,
 )
+from penchant.server.privacy_figures import not_begun
 
 __all__ = ["run_facts", "show_run"]
 
@@ -108,7 +109,7 @@ def _accuracy(run: RunSummary) -> str:
 def _privacy(run: RunSummary) -> str:
     figures = JournalReader(run.location.directory).privacy()
     if figures is None:
-        return "no noise: sums are exact"
+        return not_begun(run.config)
     return " ".join(filter(None, (figures.words(run.tried), figures.caveat)))
 
 

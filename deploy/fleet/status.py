@@ -11,7 +11,14 @@ from penchant.common.durations import DAY
 from penchant.common.errors import JournalError
 from penchant.deploy.fleet.certificates import days_left, valid
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
-from penchant.deploy.fleet.processes import GatewayState, door, gateway_state, signals_state
+from penchant.deploy.fleet.health import part_notices, worth_telling
+from penchant.deploy.fleet.processes import (
+    SIGNALS_LOCK,
+    GatewayState,
+    door,
+    gateway_state,
+    signals_state,
+)
 from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
@@ -169,6 +176,7 @@ def _attention(
     notices = [*gateway_notices(server_directory, gateway)]
     if not superlink.up:
         notices.append(Notice("bad", "The SuperLink is down", _bring_up(server_directory), "", "superlink"))
+    notices += worth_telling(part_notices(server_directory), superlink.up)
     notices += _signals_notices(server_directory)
     notices += alerts.of_queue(RunQueue(server_directory).runs())
     notices += alerts.ending(expiries(server_directory), _now())
@@ -182,7 +190,10 @@ def _signals_notices(server_directory: ServerDirectory) -> Iterator[Notice]:
         text = f"Nobody is told what needs attention. {_bring_up(server_directory)}"
         yield Notice("bad", "The signals part is down", text, "", "signals")
     if state == "silent":
-        text = f"It lives and does nothing: nobody is told. {_bring_up(server_directory)}"
+        text = (
+            "It lives and does nothing: nobody is told. End its process, whose number is in "
+            f"{server_directory.path / SIGNALS_LOCK}: it is started again."
+        )
         yield Notice("bad", "The signals part hangs", text, "", "signals")
     if state == "unheard":
         where = server_directory.settings.metrics

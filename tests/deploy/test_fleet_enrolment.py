@@ -17,14 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from penchant.client.agent.agent import Agent
 from penchant.client.agent.owner import member_identity
 from penchant.client.device import joining
+from penchant.client.device.current_agent import CurrentAgent
 from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.errors import (
     CertificateError,
     CodecError,
     ConfigError,
+    DeviceError,
     EnrolmentError,
     EnrolmentPending,
     JournalError,
@@ -44,6 +47,8 @@ from penchant.common.membership.enrolment import (
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.join_token import JoinToken, Terms
 from penchant.common.network import Budget
+from penchant.common.wire.codec import decode, encode
+from penchant.common.wire.messages import Abort, AbortCode, Hello, Status
 from penchant.deploy.fleet import recorded_acts
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
@@ -351,6 +356,42 @@ def test_a_device_that_has_left_joins_with_new_keys(fleet: Fleet, tmp_path: Path
     Device(home).leave()
     assert fleet.enrol(home, other) == 2
     assert SuperNodeFiles.read(home / "node").key.read_bytes() != first
+
+
+def test_a_running_agent_answers_as_the_member_that_its_owner_became(fleet: Fleet, tmp_path: Path) -> None:
+    home, told = tmp_path / "device", list[int]()
+    fleet.enrol(home, fleet.token())
+    agent = CurrentAgent(Device(home), told.append)
+    ask = encode(Hello(bytes(16), ()))
+    assert decode(agent.answer("status", ask), Status).member == 1
+    Device(home).leave()  # by another process, as the next lines are
+    assert decode(agent.answer("status", ask), Abort).code is AbortCode.POLICY
+    assert fleet.enrol(home, fleet.token()) == 2
+    assert decode(agent.answer("status", ask), Abort).code is AbortCode.POLICY  # what was begun has ended
+    assert told == [2]
+    assert decode(agent.answer("status", ask), Status).member == 2
+
+
+def test_an_agent_that_can_not_become_another_yet_tries_again(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "device"
+    fleet.enrol(home, fleet.token())
+    device = Device(home)
+    agent, make, left = CurrentAgent(device), device.agent, [DeviceError("the disk is full")]
+
+    def full_at_first() -> Agent:
+        if left:
+            raise left.pop()
+        return make()
+
+    monkeypatch.setattr(device, "agent", full_at_first)
+    Device(home).leave()
+    fleet.enrol(home, fleet.token())
+    ask = encode(Hello(bytes(16), ()))
+    for _ in range(2):
+        assert decode(agent.answer("status", ask), Abort).code is AbortCode.POLICY
+    assert decode(agent.answer("status", ask), Status).member == 2
 
 
 # --- ways in that stay shut -----------------------------------------------------------------------
