@@ -111,7 +111,7 @@ def test_a_server_that_is_down_is_alive_and_not_ready(server: ServerDirectory) -
 def test_parts_that_live_and_do_nothing_are_told(
     server: ServerDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system lets callers in even where a process is stopped; what listens nowhere is known by its word."""
+    """Callers get in even where a process is stopped; what listens nowhere is known by its word."""
     monkeypatch.setattr(fleet_watch, "gateway_state", lambda server_directory: "open")
     monkeypatch.setattr(fleet_watch, "superlink_report", lambda server_directory: SuperLinkReport(True, 3, 2))
     with socket.socket(socket.AF_UNIX) as enrolment:
