@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 from penchant.client.agent.agent import Agent
 from penchant.client.agent.owner import member_identity
@@ -49,6 +50,7 @@ from penchant.common.membership.join_token import JoinToken, Terms
 from penchant.common.network import Budget
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Abort, AbortCode, Hello, Status
+from penchant.deploy.cli import authority as authority_cli
 from penchant.deploy.fleet import recorded_acts
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
@@ -776,3 +778,34 @@ def test_a_servers_directory_is_made_once_and_checked_first(fleet: Fleet, tmp_pa
 def test_terms_are_what_the_signature_is_over(fleet: Fleet) -> None:
     terms = Terms("a:1", bytes(32), bytes(32), 5)
     assert JoinToken.create(terms) != JoinToken.create(terms)
+
+
+def test_who_watches_is_asked_once_and_declines_only_by_a_second_word(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EnrolmentPending):
+        fleet.join(tmp_path / "device", fleet.token())
+    folders = (
+        "--requests",
+        str(fleet.server_directory.requests),
+        "--answers",
+        str(fleet.server_directory.answers),
+    )
+    words = ["attend", str(tmp_path / "authority"), *folders, "--watch", "3"]
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) % 3 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("penchant.deploy.cli.authority.time.sleep", sleep)
+    later = CliRunner().invoke(authority_cli.app, words, input="n\nn\n")
+    assert later.output.count("Does the device's owner see the same fingerprint") == 1  # in three looks
+    assert later.output.count("it is left undecided") == 1
+    assert [row.state for row in EnrolmentRegistry(fleet.server_directory).enrolments()] == ["waiting"]
+    declined = CliRunner().invoke(authority_cli.app, words, input="n\ny\n")
+    assert declined.output.count("Decline it for good? Its owner is told, and needs another token") == 1
+    assert declined.output.count("the request of kitchen is declined") == 1
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
+    assert [row.state for row in EnrolmentRegistry(fleet.server_directory).enrolments()] == ["declined"]
