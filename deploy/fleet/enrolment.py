@@ -237,15 +237,25 @@ class EnrolmentRegistry:
     def left(self, notice: bytes) -> int:
         """A member says that its owner left: the authority is asked to revoke it; -> the member number.
 
-        Until it has, the list stands. The same notice again changes nothing. Raises CodecError or
-        CertificateError for a notice that no member of this fleet signed, EnrolmentError for somebody who is
-        no member now.
+        Until it has, the list stands. The same notice again changes nothing, and neither does that of a
+        member who was revoked before. Raises CodecError or CertificateError for a notice that no member of
+        this fleet signed, EnrolmentError for somebody who never was one.
         """
         said = LeaveNotice.decode(notice, self.server_directory.authority_digest)
+        out = self._out(said.public_key)
+        if out is not None:
+            return out
         number = self._member_with(said.public_key)
         with suppress(UsageError):  # it is asked for already
             request_revocation(self.server_directory.path, number, "its owner left the fleet")
         return number
+
+    def _out(self, public_key: bytes) -> int | None:
+        """The number of the member who had this key and is on the list no more; None for anybody else."""
+        with self._record() as db:
+            query = "SELECT member FROM enrolments WHERE identity = ? AND member IS NOT NULL"
+            row = db.execute(query, (public_key,)).fetchone()
+        return None if row is None or self._known().holds(int(row[0])) else int(row[0])
 
     def _member_with(self, public_key: bytes) -> int:
         """The number of the member with this key now. EnrolmentError where there is none."""

@@ -658,8 +658,19 @@ def test_a_repeated_notice_changes_nothing(fleet: Fleet, tmp_path: Path) -> None
     fleet.attend()
     registry.collect(fleet.nodes)
     assert fleet.enrol(tmp_path / "device", fleet.token()) == 2
-    with pytest.raises(EnrolmentError, match="no member of this fleet has that key"):
-        registry.left(body)  # the old key's: the device that joined again stays
+    assert registry.left(body) == 1  # the old key's: the device that joined again stays
+    assert revocations(fleet) == []
+    assert fleet.server_directory.membership().holds(2)
+
+
+def test_an_owner_who_leaves_after_a_revocation_is_told_of_nothing_left_to_do(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    request_revocation(fleet.server_directory.path, 1, "lost")
+    fleet.attend()
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
+    leave(fleet, tmp_path / "device")  # without an error: there is nothing to tell the authority
     assert revocations(fleet) == []
 
 
