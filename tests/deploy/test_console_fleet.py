@@ -178,7 +178,7 @@ def test_an_invitation_is_withdrawn(world: World) -> None:
     world.browser.post(f"/devices/{world.id}/withdrawals", {"token": token.id})
     outcomes = [e.outcome for e in world.store.audit_entries() if e.action == "withdraw a token"]
     assert outcomes[1:] == ["done", "refused: not an operator"]
-    assert outcomes[0].startswith("failed: there is no token")
+    assert outcomes[0].startswith("refused: there is no token")
 
 
 @pytest.mark.parametrize("days", ["0", "91", "x", "-1", "1e3"])
@@ -879,7 +879,7 @@ def test_a_device_has_a_page_with_its_name_and_tags(world: World) -> None:
     assert world.browser.get(f"/devices/{world.id}/members/77").status_code == 404
     told = [(e.action, e.outcome.partition(":")[0]) for e in world.store.audit_entries()]
     assert told.count(("name and tag a device", "done")) == 1
-    assert ("name and tag a device", "failed") in told
+    assert ("name and tag a device", "refused") in told
 
 
 def test_a_run_asks_only_those_with_a_tag(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -978,7 +978,7 @@ def test_a_canary_is_tried_from_the_page_and_the_page_says_what_is_signed(
     assert fleet_release.read(world.server_directory.path).used == "winter:release-2"
     acts = {entry.action: entry.outcome for entry in world.store.audit_entries()}
     assert acts["promote a canary to all"] == "done"
-    assert acts["ask for a release's signature"].startswith("failed: winter:release-1 can't be signed")
+    assert acts["ask for a release's signature"].startswith("refused: winter:release-1 can't be signed")
 
 
 def test_all_devices_get_the_canary_that_was_asked_about_and_no_other(world: World) -> None:

@@ -552,8 +552,8 @@ def test_releases_are_promoted_and_rolled_back(console: Console) -> None:
         browser.post(f"/releases/{one}/rollback", wrong)
     assert releases.releases(directory) == kept
     assert console.outcomes("roll a release back")[:2] == [
-        "failed: release 1 is current already",
-        "failed: there is no release 9",
+        "refused: release 1 is current already",
+        "refused: there is no release 9",
     ]
     browser.post(f"/releases/{one}/promote", {"round": "3"})
     assert "went back" not in text_of(browser.get("/releases").text)
