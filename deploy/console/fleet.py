@@ -192,10 +192,16 @@ class FleetOnThisMachine:
         self._store.keep_revocation(self._id, member, why, by)
 
     def revocations(self) -> list[Revocation]:
-        """What was asked for from here and elsewhere, the latest first; each signed or pending."""
+        """What was asked for from here and elsewhere, the latest first; each signed or pending. What the
+        authority declined is neither: it is in the audit."""
+        membership, pending = (
+            self._known().membership(),
+            asked_revocations(ServerDirectory(self.directory)),
+        )
+        waits = {one.member for one in pending}
         asked = [Revocation(*row, None) for row in self._store.revocations(self._id)]
-        membership = self._known().membership()
-        found = {r.member: r for r in [*asked_revocations(ServerDirectory(self.directory)), *asked]}
+        asked = [one for one in asked if one.member in waits or not membership.holds(one.member)]
+        found = {r.member: r for r in [*pending, *asked]}
         known = [
             Revocation(r.member, r.why, r.by, r.at, None if membership.holds(r.member) else membership.number)
             for r in found.values()

@@ -207,6 +207,24 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
     assert "there is no member 3" in world.said()
 
 
+def test_a_revocation_that_the_authority_declines_waits_no_more(world: World) -> None:
+    world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "lost", "sure": "yes"})
+    assert "revocation pending" in world.said()
+    attend(
+        world.authority_store,
+        world.server_directory.requests,
+        world.server_directory.answers,
+        lambda decision: False,
+    )
+    EnrolmentRegistry(world.server_directory).collect(Nobody())
+    assert "revocation pending" not in world.said()
+    assert "the authority declined" in world.said("/audit")
+    told = [(e.account, e.target, e.outcome) for e in world.store.audit_entries()]
+    assert ("the authority", "3", "refused: the authority declined") in told
+    world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "again", "sure": "yes"})
+    assert "revocation pending" in world.said()
+
+
 def test_a_revocation_is_asked_about_first(world: World) -> None:
     """It is for good: the question names the member and its device, and nothing is done before the answer."""
     world.operations.fleet(world.operations.fleets()[0]).note(3, "kitchen", [])
