@@ -45,6 +45,7 @@ from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.views.devices import qr_code
 from penchant.server.monitoring.fleet import ConnectedNode, DeviceNote, Token
 from penchant.server.monitoring.run_history import Activity, summary_of
+from penchant.server.noise_terms import settle_noise
 from penchant.server.releases import OfferedRelease
 from penchant.server.waiting import Waiting, read_waiting, write_waiting
 
@@ -678,6 +679,19 @@ def test_another_place_shows_its_own_settings_and_gives_written_ones_back(
     assert 'id="set-data-pairs"' in answer.text
     back = form_of(answer.text, "/runs/new")
     assert (back["name"], back["set.data.pairs"], back["set.federation.clip"]) == ("x", "7", "3")
+
+
+def test_a_copy_of_a_run_with_noise_has_its_own_number_of_turns(world: World) -> None:
+    """What was filled in for the rounds of the run would keep people out of more of them."""
+    asked = {"federation.cohort": 5, "federation.rounds": 3, "privacy.dp_epsilon": 4.0}
+    directory = run_in(world, "first", 0)
+    settled = settle_noise(run_checks.fleet_defaults(5).changed(asked), 5, None)
+    (directory / "config.toml").write_text(settled.to_toml(), encoding="utf-8")
+    (location,) = world.operations.locations()
+    page = world.browser.get(f"/runs/new?from={location.id}").text
+    sent = form_of(page, "/runs/new")
+    assert (sent["set.privacy.dp_participations"], sent["set.privacy.dp_honest"]) == ("0", "0")
+    assert (sent["set.federation.rounds"], sent["set.privacy.dp_epsilon"]) == ("3", "4")
 
 
 def test_a_failed_run_offers_only_what_can_help(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

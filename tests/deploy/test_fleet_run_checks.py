@@ -13,6 +13,8 @@ from support.fleet_directory import make_server
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.privacy.accounting import epsilon_of, rho_of
+from penchant.deploy import run_directory
+from penchant.deploy.cli.main import main
 from penchant.deploy.fleet.run_checks import (
     annotated,
     fleet_defaults,
@@ -21,6 +23,7 @@ from penchant.deploy.fleet.run_checks import (
     refuse_unfit,
 )
 from penchant.server.journal import Journal
+from penchant.server.noise_terms import settle_noise
 from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 
@@ -97,3 +100,40 @@ def test_a_run_beyond_the_default_budget_by_itself_is_said() -> None:
     (why,) = objections(RunConfig().changed({"federation.cohort": 20, "privacy.dp_epsilon": 9.0}))
     assert "may spend an epsilon of 9 of each person's budget, which is 8 for good" in why
     assert "set privacy.dp_epsilon to 8 at most" in why
+
+
+def test_the_file_is_shown_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `penchant server config DIR > run.toml`."""
+    server = make_server(tmp_path)
+    written = tmp_path / "run.toml"
+    for words in ((), ("--out", str(written))):
+        monkeypatch.setattr("sys.argv", ["penchant", "server", "config", str(server.path), *words])
+        with pytest.raises(SystemExit):
+            main()
+        shown = capsys.readouterr().out
+        if not words:
+            first = shown
+    assert first == written.read_text()
+    assert RunConfig.from_toml(first) == fleet_defaults(0)
+
+
+def test_a_file_like_an_earlier_run_has_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = make_server(tmp_path)
+    asked = fleet_defaults(3).changed({"federation.rounds": 2, "federation.clip": 0.05, "adapter.rank": 3})
+    run_directory.create(server.run("one"), settle_noise(asked, 3, None))
+    told = {}
+    for like in ("one", "two"):
+        words = ["penchant", "server", "config", str(server.path), "--like", like]
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told[like] = (ended.value.code or 0, *capsys.readouterr())
+    code, out, _ = told["one"]
+    assert code == 0
+    assert RunConfig.from_toml(out) == asked
+    code, _, err = told["two"]
+    assert (code, "there is no run 'two'; there are: one" in err) == (2, True)
