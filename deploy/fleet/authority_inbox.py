@@ -34,6 +34,7 @@ LOCK = ".attend"  # in the authority's directory: held by the one who attends, a
 BEAT = ".attend-beat"  # beside it: the sign of life of who does
 ANSWER_BYTES = 4096  # of a request or a revocation file: all are smaller
 DECLINED = ".declined"  # in place of a request's ending, of one that the authority declined
+_ENDINGS = (".request", ".json", ".manifest")  # of requests
 REJECTED = ".rejected"  # after the name of a request that can't be read; the file says why
 AHEAD = 7 * DAY  # a list is published anew when it ends within that many seconds
 
@@ -103,9 +104,11 @@ def _is_settled(outbox: SharedFolder, name: str) -> bool:
 
 
 def _forget_settled(inbox: SharedFolder, outbox: SharedFolder) -> None:
-    """Remove what was said of revocations that nobody asks for now: the next one has the same name."""
-    for name in outbox.names(f"revoke-*{DECLINED}"):
-        if not inbox.has(f"{name.removesuffix(DECLINED)}.json"):
+    """Remove what was said of requests that are gone: whoever asks once more does so by the same name. A
+    server that may only read `answers` leaves it there."""
+    for name in outbox.names(f"*{DECLINED}"):
+        stem = name.removesuffix(DECLINED)
+        if not any(inbox.has(stem + ending) for ending in _ENDINGS):
             outbox.remove(name)
 
 

@@ -57,6 +57,7 @@ from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.enrolment_service import build_service
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.deploy.fleet.shared_folder import SharedFolder
 
 DAY = 86400
 
@@ -624,6 +625,29 @@ def test_a_revocation_that_the_authority_declines_is_on_record(fleet: Fleet, tmp
     assert outcome == "refused: the authority declined"
     request_revocation(fleet.server_directory.path, 1, "lost, really")  # and asked for once more
     assert fleet.attend() == ["member 1 is revoked"]
+
+
+def test_what_was_declined_can_be_asked_once_more_where_the_server_only_reads_answers(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    server, registry = fleet.server_directory, EnrolmentRegistry(fleet.server_directory)
+    real = SharedFolder.remove
+
+    def only_requests(folder: SharedFolder, name: str) -> bool:
+        return not name.endswith(".declined") and real(folder, name)
+
+    for reason in ("lost", "lost, really"):
+        request_revocation(server.path, 1, reason)
+        assert fleet.attend(grant=False) == ["the revocation of member 1 is declined"]
+        with monkeypatch.context() as reading:
+            reading.setattr(SharedFolder, "remove", only_requests)
+            registry.collect(fleet.nodes)
+        assert revocations(fleet) == []
+        assert [path.name for path in server.answers.iterdir()] == ["revoke-1.declined"]
+        assert fleet.attend() == []  # the authority clears up
+        assert list(server.answers.iterdir()) == []
+        registry.collect(fleet.nodes)
 
 
 def leave(fleet: Fleet, home: Path) -> LeaveNotice:
