@@ -34,12 +34,12 @@ from penchant.deploy.fleet.fleet_devices import SILENT, waiting_now
 from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
 from penchant.deploy.fleet.member_facts import FleetRecords, asked_revocations
 from penchant.deploy.fleet.missing_devices import connections, missing_of, readiness
-from penchant.deploy.fleet.processes import door
+from penchant.deploy.fleet.processes import door, gateway_state
 from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
 from penchant.deploy.fleet.revoked_members import contributed
 from penchant.deploy.fleet.run_queue import QUEUE, RunQueue, moment_of
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
-from penchant.deploy.fleet.status import expiries
+from penchant.deploy.fleet.status import expiries, wrong_parts
 from penchant.deploy.flower.superlink import Control
 from penchant.server import releases
 from penchant.server.canary import CanaryVerdict
@@ -111,8 +111,20 @@ class FleetOnThisMachine:
         except Exception:
             log.exception("can't ask the SuperLink of %s", self.directory)
             answer = replace(self._link, state="silent")
+        answer = replace(answer, wrong=self._wrong(answer.state == "up"))
         with self._lock:
             self._link, self._asking = answer, False
+
+    def _wrong(self, superlink: bool) -> tuple[tuple[str, str], ...]:
+        """What is wrong with the other parts of the server; what can't be looked at is said where it is
+        read."""
+        server = ServerDirectory(self.directory)
+        try:
+            found = list(wrong_parts(server, gateway_state(server), superlink))
+        except (PenchantError, OSError) as error:
+            log.warning("can't look at the parts of %s: %s", self.directory, error)
+            return ()
+        return tuple((notice.title, notice.text) for notice in found)
 
     def _nodes(self) -> dict[str, ConnectedNode]:
         with Control(door(ServerDirectory(self.directory)), seconds=ASK_SECONDS) as control:

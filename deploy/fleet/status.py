@@ -38,6 +38,7 @@ __all__ = [
     "gateway_notices",
     "report_of",
     "superlink_report",
+    "wrong_parts",
 ]
 
 DOWN, SOON = 1, 3  # exit codes: something is down or past its date; something ends soon
@@ -170,14 +171,22 @@ def gateway_notices(server_directory: ServerDirectory, gateway: GatewayState) ->
         yield Notice("bad", "Another program holds the gateway's port", text, "", "gateway")
 
 
+def wrong_parts(
+    server_directory: ServerDirectory, gateway: GatewayState, superlink: bool
+) -> Iterator[Notice]:
+    """What is wrong with the parts of a server, but for its SuperLink; superlink: whether that answers."""
+    yield from gateway_notices(server_directory, gateway)
+    yield from worth_telling(part_notices(server_directory), superlink)
+    yield from _signals_notices(server_directory)
+
+
 def _attention(
     server_directory: ServerDirectory, gateway: GatewayState, superlink: SuperLinkReport
 ) -> Iterator[AttentionReport]:
-    notices = [*gateway_notices(server_directory, gateway)]
+    notices = [*wrong_parts(server_directory, gateway, superlink.up)]
     if not superlink.up:
-        notices.append(Notice("bad", "The SuperLink is down", _bring_up(server_directory), "", "superlink"))
-    notices += worth_telling(part_notices(server_directory), superlink.up)
-    notices += _signals_notices(server_directory)
+        down = Notice("bad", "The SuperLink is down", _bring_up(server_directory), "", "superlink")
+        notices.insert(1 if gateway != "open" else 0, down)
     notices += alerts.of_queue(RunQueue(server_directory).runs())
     notices += alerts.ending(expiries(server_directory), _now())
     return (AttentionReport(notice.kind, notice.title, notice.text) for notice in notices)

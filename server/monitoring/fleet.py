@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,12 +35,14 @@ class FleetStatus:
     """What a fleet's SuperLink said last.
 
     state: "asked" (it has not answered yet), "up", or "silent" (the latest question got no answer). nodes:
-    node id -> connection, as of `at` (Unix seconds; None: it never answered).
+    node id -> connection, as of `at` (Unix seconds; None: it never answered). wrong: (title, text) of other
+    parts of the server that did no work then.
     """
 
     state: Literal["asked", "up", "silent"] = "asked"
     nodes: Mapping[str, ConnectedNode] = field(default_factory=dict)
     at: float | None = None
+    wrong: Sequence[tuple[str, str]] = ()
 
     @property
     def online(self) -> int | None:

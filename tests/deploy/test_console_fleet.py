@@ -456,7 +456,28 @@ def test_a_run_that_waits_for_devices_says_whom_it_lacks_and_why(
     assert lines[0].startswith("round 1 waits: 2 of 3 devices are ready; it gives up in")
     assert "  member 4: connected, but takes no part now" in "\n".join(lines)
     write_waiting(directory, None)
-    assert "waits" not in world.said("/")
+    assert "first waits" not in world.said("/")
+
+
+def test_the_overview_tells_of_each_part_of_the_server_that_does_no_work(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `penchant server status` does."""
+    answered(world)
+    said = world.said("/")
+    for part in (
+        "The SuperLink of home is silent",
+        "The gateway is closed home: Bring it up",
+        "The enrolment service does not listen home: Every request of a device is turned away",
+        "The queue of runs is down home: No run begins in its turn",
+    ):
+        assert part in said, part
+    assert "executor" not in said  # which can ask no SuperLink that is silent
+    monkeypatch.setattr("penchant.deploy.console.fleet.wrong_parts", lambda *_: iter(()))
+    server = world.operations.fleet(world.operations.fleets()[0])
+    server._asked = -100.0
+    answered(world)
+    assert "The gateway is closed" not in world.said("/")
 
 
 def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,7 @@ from penchant.server.console.operations import AT_ONCE, RunTurn, fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.run_form import FormField
 from penchant.server.console.views.common import all_runs, location_of, whole_number
-from penchant.server.monitoring.run_history import RunLocation, config_text
-from penchant.server.noise_terms import as_asked
+from penchant.server.monitoring.run_history import RunLocation
 
 __all__ = ["again", "check", "new", "start", "too_old"]
 
@@ -317,18 +316,14 @@ def _begun(request: ConsoleRequest, offer: Offer, wanted: str, name: str = "") -
     recipes, fleets = offer.recipes, offer.fleets
     fleet = None if offer.simulates or not fleets else fleets[0]
     wanted = wanted or (fleet_recipe(fleet) if fleet else next(iter(recipes)))
-    served = False
     if wanted in recipes:
         text = recipes[wanted]
         fleet = next((one for one in fleets if fleet_recipe(one) == wanted), fleet)
     else:
         location = location_of(request.operations, wanted)
-        text = config_text(location.directory)
-        served = request.operations.fleet_of(location) is not None
+        text = request.operations.copied(location)
         fleet = request.operations.fleet_of(location) or fleet
     try:
-        if served:
-            text = as_asked(RunConfig.from_toml(text)).to_toml()
         return Draft(name, wanted, fleet, run_form.beginning(RunConfig.keys_in(text)))
     except ConfigError:  # of another version, or edited by hand: the verdict says what is wrong
         return Draft(name, wanted, fleet, run_form.beginning({}), text)
