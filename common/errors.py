@@ -67,6 +67,11 @@ class PenchantError(Exception):
         super().__init__(message)
         self.on_command_line = on_command_line or str(message)
 
+    @property
+    def outcome(self) -> str:
+        """How an audit tells of an act that ended so: refused, of wrong use, before anything was changed."""
+        return f"{'refused' if self.exit_code == UsageError.exit_code else 'failed'}: {self}"
+
 
 # --- wrong use: refused before anything is changed ------------------------------------------------
 

@@ -3,10 +3,15 @@
 Two runs measure it, one from each release, with the same settings and the same devices. What they count
 leaves no device but inside the masked sum of a round, with the noise of the run where it has noise. A
 difference within two standard errors, of people and of noise together, is no difference that is known.
+
+Choices of one person are alike, so counts of other people differ by more than as many choices would by
+chance: whoever is in the counts of one release alone adds what people at most differ by. Where the same
+people judged both, that cancels, and the error is on the safe side.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
@@ -39,12 +44,14 @@ class ReleaseCounts:
             holds any choices back.
         privacy: what the noise of a measuring run promises; None where sums are exact.
         runs: how many runs measured it.
+        parts: member -> the part of the counts that is theirs; None where it is not known who judged.
     """
 
     people: int
     standing: RunStanding | None
     privacy: PrivacyFigures | None
     runs: int = 1
+    parts: Mapping[int, float] | None = None
 
     def words(self) -> str:
         """The accuracy and whose it is, in words."""
@@ -74,7 +81,8 @@ class CanaryVerdict:
         tried, used = self.tried.standing, self.used.standing
         if tried is None or used is None:
             return "hidden"
-        if abs(tried.accuracy - used.accuracy) <= APART * sqrt(tried.error**2 + used.error**2):
+        variance = tried.error**2 + used.error**2 + _between_people(self.tried, self.used)
+        if abs(tried.accuracy - used.accuracy) <= APART * sqrt(variance):
             return "not known"
         return "better" if tried.accuracy > used.accuracy else "worse"
 
@@ -86,3 +94,17 @@ class CanaryVerdict:
         if self.tried.standing is not None and self.used.standing is not None:
             told += f", by {points(self.tried.standing.accuracy - self.used.standing.accuracy)} points"
         return f"{told}; canary {self.tried.words()}, in use {self.used.words()}"
+
+
+def _between_people(tried: ReleaseCounts, used: ReleaseCounts) -> float:
+    """The most that people differ by of whom one of two counts holds more, as a variance. Where noise hides
+    how many choices there are, each error has it: a person counts as one choice there."""
+    first, second = tried.standing, used.standing
+    if first is None or second is None or first.judged is None or second.judged is None:
+        return 0.0
+    part = (first.accuracy + second.accuracy) / 2  # people's accuracies vary by part * (1 - part) at most
+    if tried.parts is None or used.parts is None:
+        return part * (1 - part) * (1 / tried.people + 1 / used.people)  # as if they were all others
+    whose = {*tried.parts, *used.parts}
+    apart = (tried.parts.get(one, 0.0) - used.parts.get(one, 0.0) for one in whose)
+    return part * (1 - part) * sum(more**2 for more in apart)

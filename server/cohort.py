@@ -47,7 +47,7 @@ def _refuse_few(members: Sequence[int], size: int, round: int) -> None:
     if len(members) < max(size, 1):
         raise TooFewDevices(
             f"round {round} needs {max(size, 1)} devices but {len(members)} are ready; "
-            "wait for more, or lower federation.cohort"
+            "wait for more, or start a new run with a smaller federation.cohort"
         )
 
 

@@ -13,7 +13,7 @@ from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.run_manifest import least_group
 from penchant.server.secagg.group import cut_into_groups
 
-__all__ = ["figures_of", "refuse_drowned", "settle_noise"]
+__all__ = ["as_asked", "figures_of", "refuse_drowned", "settle_noise"]
 
 
 def settle_noise(config: RunConfig, cohort: int, people: int | None) -> RunConfig:
@@ -46,6 +46,17 @@ def settle_noise(config: RunConfig, cohort: int, people: int | None) -> RunConfi
             "privacy.dp_honest": honest,
         }
     )
+
+
+def as_asked(config: RunConfig) -> RunConfig:
+    """The configuration of a served run without what `settle_noise` filled in, for another run like it: with
+    more rounds, people would take part in as many as in this one and then stay out."""
+    filled = {"privacy.dp_participations": 0, "privacy.dp_honest": 0}
+    open_again = config.changed(filled)
+    if not config.federation.cohort or not config.privacy.dp_epsilon:
+        return config
+    settled = settle_noise(open_again, config.federation.cohort, None)
+    return open_again if settled == config else config
 
 
 def figures_of(config: RunConfig, cohort: int, plan: Plan, layout: UpdateLayout) -> PrivacyFigures | None:

@@ -7,10 +7,11 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Self
 
+from penchant.common.config import RunConfig
 from penchant.common.errors import JournalError, PrivacyError
 from penchant.common.privacy.accounting import check_target, epsilon_of
 
-__all__ = ["EXACT", "FACT", "PrivacyFigures"]
+__all__ = ["EXACT", "FACT", "PrivacyFigures", "not_begun"]
 
 FACT = "privacy"
 """The name under which a journal keeps them."""
@@ -28,6 +29,13 @@ MEASURED = "which took a twelfth to five sixths of what people learn together wh
 """What noise of a norm from 1 to MEASURED_NORM costs."""
 
 BEYOND = "longer than any that was measured, so little of what people learn together may be left"
+
+
+def not_begun(config: RunConfig | None) -> str:
+    """What is said of a run whose journal has no figures: its process notes them when it begins."""
+    if config is None or not config.privacy.dp_epsilon:
+        return "no noise: sums are exact"
+    return f"epsilon 0 of {config.privacy.dp_epsilon:g}, delta {config.privacy.dp_delta:g}: it has not begun"
 
 
 @dataclass(frozen=True)

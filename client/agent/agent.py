@@ -236,7 +236,7 @@ class Agent:
         if current is None:
             raise PolicyRefusal("this device has left its fleet")
         if current.certificate != self._identity.certificate:
-            raise PolicyRefusal("this device has joined anew since the agent was started; restart the agent")
+            raise PolicyRefusal("this device has joined anew since the agent was started")
         if stage != STATUS and not (before and stage in (KEYS, MASKED)):
             self._owner.policy().check_time(sent=stage in (CONFIRM, UNMASK))
 

@@ -288,6 +288,7 @@ class Device:
         self.vault = Vault(directory, self.storage, self.store)
         self._fitted = Fitted(FittedStore(directory, self.storage))
         self._shares_cache = model_cache is not None
+        self._training: TrainingProcess | None = None  # of its agents
         self._model_cache = ModelCache() if model_cache is None else model_cache
         for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
             path = directory / name
@@ -850,7 +851,9 @@ class Device:
     def _workplace(self) -> Workplace:
         if self._shares_cache:
             return InThisProcess(self._model_cache)
-        return TrainingProcess(self.policy().max_training_mb)
+        if self._training is None:  # one for all agents of this device, with the models that it has loaded
+            self._training = TrainingProcess(self.policy().max_training_mb)
+        return self._training
 
     def identity(self) -> Identity | None:
         """Who this device is in its fleet, None before `join` and after `leave`."""

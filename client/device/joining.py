@@ -103,10 +103,7 @@ def join(home: Device, token: JoinToken, folder: Path, socket: Path, connect: Co
     except CodecError as error:
         raise EnrolmentError(f"the server's reply can't be read: {error}") from None
     if not answer:
-        raise EnrolmentPending(
-            f"the authority has not answered yet (request {asked.fingerprint}); "
-            "the same command, later, goes on"
-        )
+        raise EnrolmentPending(f"the authority has not answered yet (request {asked.fingerprint})")
     return home.join(answer, token.terms.authority)
 
 
@@ -136,7 +133,7 @@ def said_by(server: KnownServer, path: str, body: bytes, most: int, connect: Con
 def wait(attempt: Callable[[], int], seconds: float, told: Callable[[str], None], poll: float = 5.0) -> int:
     """Repeat `attempt` while it is pending, for at most `seconds`.
 
-    `told` is called once, with the reason for the wait.
+    `told` is called once, with the reason for the wait. EnrolmentPending when it is pending after that.
     """
     end, said = time.monotonic() + seconds, False
     while True:
@@ -144,9 +141,9 @@ def wait(attempt: Callable[[], int], seconds: float, told: Callable[[str], None]
             return attempt()
         except EnrolmentPending as error:
             if time.monotonic() + poll > end:
-                raise
+                raise EnrolmentPending(f"{error}; the same command, later, goes on") from None
             if not said:
-                told(str(error))
+                told(f"{error}; it is asked again until it has")
                 said = True
         time.sleep(poll)
 

@@ -184,9 +184,20 @@ def attend(
             error=True,
         )
     said: set[str] = set()  # at the last look: what is left alone is said once
+    later: set[tuple[str, str]] = set()  # (kind, who) of what was left for another time: it is asked once
+
+    def decide(pending: PendingDecision) -> bool | None:
+        about = (pending.kind, pending.who)
+        if yes or about in later:
+            return True if yes else None
+        granted = _decided(pending)
+        if granted is None:
+            later.add(about)
+            say("it is left undecided; `penchant authority attend` asks again when it is started anew")
+        return granted
 
     def look() -> None:
-        lines = authority_inbox.attend(authority_store, requests, answers, lambda m: yes or _granted(m))
+        lines = authority_inbox.attend(authority_store, requests, answers, decide)
         for line in lines:
             if line not in said:
                 say(one_line(line))
@@ -276,6 +287,20 @@ def _watch(directory: Path, look: Callable[[], None], seconds: float) -> None:
                 left -= SIGN_SECONDS
                 beat()
             time.sleep(left)
+
+
+def _decided(pending: PendingDecision) -> bool | None:
+    """What the authority says: yes, no for good, or None for another time. Who does not know yet whether a
+    fingerprint is right has declined nothing."""
+    if _granted(pending):
+        return True
+    if pending.kind == "enrol":
+        declined = typer.confirm("Decline it for good? Its owner is told, and needs another token")
+    elif pending.kind == "revoke":
+        declined = typer.confirm("Decline it for good? The server is told")
+    else:
+        return False  # the server asks anew
+    return False if declined else None
 
 
 def _granted(decision: PendingDecision) -> bool:

@@ -380,15 +380,30 @@ def write_config(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write it to, instead of showing it.")
     ] = None,
+    like: Annotated[
+        str,
+        typer.Option(
+            "--like", metavar="RUN", help="As this run of the fleet was configured; by default by penchant's."
+        ),
+    ] = "",
 ) -> None:
     """Write a run.toml for this fleet: everybody asked, every setting explained."""
+    from penchant.deploy import run_directory
     from penchant.deploy.fleet import run_checks
     from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.server.noise_terms import as_asked
 
-    members = ServerDirectory(directory).known_members().count
-    text = run_checks.annotated(run_checks.fleet_defaults(members), members)
+    server_directory = ServerDirectory(directory)
+    members = server_directory.known_members().count
+    settings = (
+        as_asked(run_directory.read_config(server_directory.run(_chosen(server_directory, like))))
+        if like
+        else run_checks.fleet_defaults(members)
+    )
+    text = run_checks.annotated(settings, members)
     if out is None:
-        say(text.rstrip("\n"))
+        for line in text.splitlines():
+            say(line)
         return
     if out.exists():
         raise UsageError(f"{out} is there already; choose another --out")
@@ -444,8 +459,8 @@ def run(
     from penchant.server.privacy_figures import EXACT
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
-    for why in run_checks.objections(settings):
-        notice(f"devices whose owners changed nothing in their policy take no part: {why}")
+    for why in run_checks.objections(settings, server_directory):
+        notice(f"it needs devices whose owners allow more than the defaults: {why}")
     if queue or at or every:
         _enqueue(server_directory, settings, name, begin_with, days, tag, at, every)
         return
@@ -853,8 +868,8 @@ def measure(
     from penchant.server.privacy_figures import EXACT
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
-    for why in run_checks.objections(settings):
-        notice(f"devices whose owners changed nothing in their policy take no part: {why}")
+    for why in run_checks.objections(settings, server_directory):
+        notice(f"it needs devices whose owners allow more than the defaults: {why}")
     with recorded(server_directory.path, "measure a canary"):
         both = canary_check.begin(server_directory, settings, who_is_here(), days)
     for one in both:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -27,11 +27,13 @@ from penchant.server.monitoring.run_history import (
     Stage,
     summary_of,
 )
+from penchant.server.privacy_figures import not_begun
 
 __all__ = ["run_facts", "show_run"]
 
 SHOWN = 20  # attempts, the latest; --json has all
 WIDE = 32
+ROOM = 110  # columns of a terminal from which on why a round lost devices has a column of its own
 _COLOURS = {"running": "green", "finished": "green", "failed": "red", "damaged": "red", "stopped": "yellow"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -55,7 +57,8 @@ def show_run(run: RunSummary, console: Drawing | None = None) -> None:
         stages = JournalReader(run.location.directory).stages(run.open.round, run.open.attempt)
         console.print(Text(f"round {run.open.round}, attempt {run.open.attempt}: {_stages(stages)}"))
     if run.attempts:
-        console.print(_attempts(run))
+        for part in _attempts(run, roomy=console.width >= ROOM):
+            console.print(part)
     earlier = len(run.attempts) - SHOWN
     if earlier > 0:
         console.print(f"{earlier} earlier; --json has all")
@@ -106,7 +109,7 @@ def _accuracy(run: RunSummary) -> str:
 def _privacy(run: RunSummary) -> str:
     figures = JournalReader(run.location.directory).privacy()
     if figures is None:
-        return "no noise: sums are exact"
+        return not_begun(run.config)
     return " ".join(filter(None, (figures.words(run.tried), figures.caveat)))
 
 
@@ -122,26 +125,21 @@ def _stages(stages: Sequence[Stage]) -> str:
     return " → ".join(parts) or "announced"
 
 
-def _attempts(run: RunSummary) -> Table:
+def _attempts(run: RunSummary, *, roomy: bool) -> Iterator[RenderableType]:
+    """The last attempts, and who was lost or why one failed: beside each, or below all where there is no
+    room."""
     table = Table(box=None, pad_edge=False)
     measured = run.by_round
-    names = (
-        "round",
-        "phase",
-        "state",
-        "clients",
-        "loss after",
-        "accuracy after",
-        "sent",
-        "took",
-        "lost, or why",
-    )
-    for name in names:
-        left = name in ("phase", "state", "lost, or why")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "lost, or why")
-    for attempt in run.attempts[-SHOWN:]:
-        table.add_row(*_row(attempt, measured.get(attempt.round)))
-    return table
+    shown = [(_row(one, measured.get(one.round)), _why(one)) for one in run.attempts[-SHOWN:]]
+    for name in ("round", "phase", "state", "clients", "loss after", "accuracy after", "sent", "took"):
+        table.add_column(name, justify="left" if name in ("phase", "state") else "right", no_wrap=True)
+    if roomy:
+        table.add_column("lost, or why")
+    for row, why in shown:
+        table.add_row(*row, *[why] * roomy)
+    yield table
+    if not roomy:
+        yield from (Text(f"{row[0]}: {why}") for row, why in shown if why not in ("", labels.lost({})))
 
 
 def _row(attempt: AttemptRecord, measured: Measurement | None) -> tuple[str, ...]:
@@ -149,7 +147,7 @@ def _row(attempt: AttemptRecord, measured: Measurement | None) -> tuple[str, ...
     head = (number, labels.phase(attempt.phase), attempt.state)
     log = attempt.log
     if log is None:
-        return (*head, "", "", "", "", "", one_line(attempt.why or ""))
+        return (*head, "", "", "", "", "")
     return (
         *head,
         f"{log.survivors}/{log.cohort}",
@@ -157,5 +155,12 @@ def _row(attempt: AttemptRecord, measured: Measurement | None) -> tuple[str, ...
         wording.percent(measured.accuracy if measured else None),
         wording.size(log.bytes_up),
         wording.duration(log.seconds),
-        "; ".join([labels.lost(log.dropped), *map(one_line, labels.left_out(log.failed))]),
     )
+
+
+def _why(attempt: AttemptRecord) -> str:
+    """Who was lost where, or why it failed; empty where nothing is known."""
+    log = attempt.log
+    if log is None:
+        return one_line(attempt.why or "")
+    return "; ".join([labels.lost(log.dropped), *map(one_line, labels.left_out(log.failed))])

@@ -34,12 +34,12 @@ from penchant.deploy.fleet.fleet_devices import SILENT, waiting_now
 from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
 from penchant.deploy.fleet.member_facts import FleetRecords, asked_revocations
 from penchant.deploy.fleet.missing_devices import connections, missing_of, readiness
-from penchant.deploy.fleet.processes import door
+from penchant.deploy.fleet.processes import door, gateway_state
 from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
 from penchant.deploy.fleet.revoked_members import contributed
 from penchant.deploy.fleet.run_queue import QUEUE, RunQueue, moment_of
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
-from penchant.deploy.fleet.status import expiries
+from penchant.deploy.fleet.status import expiries, wrong_parts
 from penchant.deploy.flower.superlink import Control
 from penchant.server import releases
 from penchant.server.canary import CanaryVerdict
@@ -111,8 +111,20 @@ class FleetOnThisMachine:
         except Exception:
             log.exception("can't ask the SuperLink of %s", self.directory)
             answer = replace(self._link, state="silent")
+        answer = replace(answer, wrong=self._wrong(answer.state == "up"))
         with self._lock:
             self._link, self._asking = answer, False
+
+    def _wrong(self, superlink: bool) -> tuple[tuple[str, str], ...]:
+        """What is wrong with the other parts of the server; what can't be looked at is said where it is
+        read."""
+        server = ServerDirectory(self.directory)
+        try:
+            found = list(wrong_parts(server, gateway_state(server), superlink))
+        except (PenchantError, OSError) as error:
+            log.warning("can't look at the parts of %s: %s", self.directory, error)
+            return ()
+        return tuple((notice.title, notice.text) for notice in found)
 
     def _nodes(self) -> dict[str, ConnectedNode]:
         with Control(door(ServerDirectory(self.directory)), seconds=ASK_SECONDS) as control:
@@ -192,10 +204,16 @@ class FleetOnThisMachine:
         self._store.keep_revocation(self._id, member, why, by)
 
     def revocations(self) -> list[Revocation]:
-        """What was asked for from here and elsewhere, the latest first; each signed or pending."""
+        """What was asked for from here and elsewhere, the latest first; each signed or pending. What the
+        authority declined is neither: it is in the audit."""
+        membership, pending = (
+            self._known().membership(),
+            asked_revocations(ServerDirectory(self.directory)),
+        )
+        waits = {one.member for one in pending}
         asked = [Revocation(*row, None) for row in self._store.revocations(self._id)]
-        membership = self._known().membership()
-        found = {r.member: r for r in [*asked_revocations(ServerDirectory(self.directory)), *asked]}
+        asked = [one for one in asked if one.member in waits or not membership.holds(one.member)]
+        found = {r.member: r for r in [*pending, *asked]}
         known = [
             Revocation(r.member, r.why, r.by, r.at, None if membership.holds(r.member) else membership.number)
             for r in found.values()

@@ -44,12 +44,13 @@ from penchant.deploy.fleet import recorded_acts, run_checks
 from penchant.deploy.fleet.device_notes import tag_of, tagged
 from penchant.deploy.fleet.log_tail import log_lines, readable
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, activity_of
-from penchant.deploy.fleet.server_directory import SETTINGS
+from penchant.deploy.fleet.server_directory import SETTINGS, ServerDirectory
 from penchant.server.console.accounts import Account, ConsoleStore, RunProcess
 from penchant.server.console.operations import AT_ONCE, RunTurn, fleet_recipe
 from penchant.server.console.provider_settings import Allowed
 from penchant.server.journal_reader import JOURNAL, JournalReader
-from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
+from penchant.server.monitoring.run_history import Activity, Kind, RunLocation, config_text
+from penchant.server.noise_terms import as_asked
 from penchant.server.releases import RELEASES
 from penchant.server.run import checked_cohort
 from penchant.server.waiting import WAITING
@@ -231,7 +232,17 @@ class OperationsOnThisMachine:
 
     def objections(self, config: RunConfig, fleet: RunLocation | None) -> list[str]:
         """Why devices of a fleet whose owners changed nothing would take no part; simulated ones do."""
-        return run_checks.objections(config) if fleet is not None else []
+        return [] if fleet is None else run_checks.objections(config, ServerDirectory(fleet.directory))
+
+    def copied(self, location: RunLocation) -> str:
+        """The configuration of a run for another like it: of a served one as it was asked for."""
+        text = config_text(location.directory)
+        if self.fleet_of(location) is None:
+            return text
+        try:
+            return as_asked(RunConfig.from_toml(text)).to_toml()
+        except ConfigError:  # of another version, or edited by hand
+            return text
 
     def hindrance(self, location: RunLocation, config: RunConfig) -> str:
         """Why a run can't go on as it is configured, however often it is resumed; empty where it can."""

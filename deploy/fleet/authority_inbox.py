@@ -33,6 +33,8 @@ __all__ = ["BEAT", "LOCK", "Decision", "PendingDecision", "attend", "revocation_
 LOCK = ".attend"  # in the authority's directory: held by the one who attends, as long as it watches
 BEAT = ".attend-beat"  # beside it: the sign of life of who does
 ANSWER_BYTES = 4096  # of a request or a revocation file: all are smaller
+DECLINED = ".declined"  # in place of a request's ending, of one that the authority declined
+_ENDINGS = (".request", ".json", ".manifest")  # of requests
 REJECTED = ".rejected"  # after the name of a request that can't be read; the file says why
 AHEAD = 7 * DAY  # a list is published anew when it ends within that many seconds
 
@@ -49,7 +51,8 @@ class PendingDecision:
     lines: tuple[str, ...] = ()
 
 
-Decision = Callable[[PendingDecision], bool]
+Decision = Callable[[PendingDecision], bool | None]
+"""True grants it, False declines it, which the server is told, and None leaves it for another time."""
 
 
 def attend(
@@ -63,7 +66,7 @@ def attend(
     """Decide on every new file of `requests`; -> what was done, a line each.
 
     Answers and the latest member list are written into `answers`. A request that is answered there already is
-    left alone, and so is one to enrol or revoke that `decide` refuses: it is asked about again next time.
+    left alone, and so is one that `decide` leaves for another time: it is asked about again at the next call.
     What can't be read is refused once, by a file NAME.rejected that says why, and the next one has its turn.
     A list that ends soon is published anew. Raises UsageError when a folder is not there, or not ours to
     write to.
@@ -71,6 +74,7 @@ def attend(
     done: list[str] = []
     before = MemberList.decode(authority_store.latest()).number
     with opened(requests) as inbox, opened(answers, writes=True) as outbox:
+        _forget_settled(inbox, outbox)
         for pattern, handle, most in _KINDS:
             odd = inbox.odd(pattern)
             done += [f"{name[:100]!r} is left alone: its name holds other characters" for name in odd]
@@ -95,8 +99,25 @@ def attend(
 def _is_settled(outbox: SharedFolder, name: str) -> bool:
     """Whether a request was answered, declined or refused already."""
     stem = name.rpartition(".")[0]
-    kept = (f"{stem}.answer",) if name.endswith(".request") else (name, f"{stem}.declined")
-    return any(outbox.has(one) for one in (*kept, name + REJECTED))
+    answer = f"{stem}.answer" if name.endswith(".request") else name
+    return any(outbox.has(one) for one in (answer, stem + DECLINED, name + REJECTED))
+
+
+def _forget_settled(inbox: SharedFolder, outbox: SharedFolder) -> None:
+    """Remove what was said of requests that are gone: whoever asks once more does so by the same name. A
+    server that may only read `answers` leaves it there."""
+    for name in outbox.names(f"*{DECLINED}"):
+        stem = name.removesuffix(DECLINED)
+        if not any(inbox.has(stem + ending) for ending in _ENDINGS):
+            outbox.remove(name)
+
+
+def _is_granted(granted: bool | None, outbox: SharedFolder, stem: str, called: str, done: list[str]) -> bool:
+    """What comes of a decision: the server is told of one that says no."""
+    if granted is False:
+        outbox.write(stem + DECLINED, b"the authority declined")
+        done.append(f"{called} is declined")
+    return granted is True
 
 
 def _enrol(
@@ -107,14 +128,15 @@ def _enrol(
     decide: Decision,
     done: list[str],
 ) -> None:
-    asked = NamedRequest.decode(data)
-    if authority_store.knows(asked.request.public_key) is None and not decide(
-        PendingDecision("enrol", asked.request.fingerprint, asked.name)
-    ):
-        return
+    asked, stem = NamedRequest.decode(data), name.rpartition(".")[0]
+    called = asked.name or asked.request.fingerprint
+    if authority_store.knows(asked.request.public_key) is None:
+        granted = decide(PendingDecision("enrol", asked.request.fingerprint, asked.name))
+        if not _is_granted(granted, outbox, stem, f"the request of {called}", done):
+            return
     given = authority_store.issue(asked.request, asked.name)
-    outbox.write(f"{name.rpartition('.')[0]}.answer", given.encode())
-    done.append(f"member {given.certificate.member}: {asked.name or asked.request.fingerprint}")
+    outbox.write(f"{stem}.answer", given.encode())
+    done.append(f"member {given.certificate.member}: {called}")
 
 
 def _revoke(
@@ -126,9 +148,11 @@ def _revoke(
     done: list[str],
 ) -> None:
     member, why = revocation_of(data)
-    if any(m.number == member and m.revoked is None for m in authority_store.members()) and decide(
-        PendingDecision("revoke", str(member), why)
-    ):
+    if all(m.number != member or m.revoked is not None for m in authority_store.members()):
+        return
+    granted = decide(PendingDecision("revoke", str(member), why))
+    stem = name.rpartition(".")[0]
+    if _is_granted(granted, outbox, stem, f"the revocation of member {member}", done):
         authority_store.revoke(member, why)
         done.append(f"member {member} is revoked")
 
@@ -170,13 +194,12 @@ def _answer_signing(
         if stem != f"{asked.kind}-{asked.id.hex()}":
             raise AgreementError(f"the file is named after another {asked.kind}")
         pending = asked.pending()
-        if pending is not None and not decide(pending):
-            outbox.write(f"{stem}.declined", b"the authority declined")
-            done.append(f"{asked.called} is declined")
+        granted = True if pending is None else decide(pending)
+        if not _is_granted(granted, outbox, stem, asked.called, done):
             return
         given, said = asked.sign()
     except AgreementError as error:
-        outbox.write(f"{stem}.declined", one_line(str(error)).encode())
+        outbox.write(stem + DECLINED, one_line(str(error)).encode())
         done.append(f"{name} is refused: {error}")
         return
     outbox.write(name, given)

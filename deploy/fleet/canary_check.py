@@ -8,6 +8,7 @@ with the number under which the canary is signed, so that both runs ask the same
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +109,14 @@ def _verdict(server_directory: ServerDirectory, tag: str) -> CanaryVerdict:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What one run measured. digest: of the checkpoint that it began with."""
+    """What one run measured. digest: of the checkpoint that it began with; who: the members in it, none
+    where the journal has not noted all."""
 
     config: RunConfig
     digest: str
     measurement: Measurement
     privacy: PrivacyFigures | None
+    who: tuple[int, ...]
 
 
 def _signed(server_directory: ServerDirectory) -> SignedRelease:
@@ -172,7 +175,15 @@ def _of_run(directory: Path) -> _Measured | None:
     kept = journal.load(fitted[-1].after)
     if kept is None or not np.array_equal(kept[1].factors, start.factors):
         return None
-    return _Measured(run_directory.read_config(directory), start.digest, fitted[-1], journal.privacy())
+    log = fitted[-1].log
+    who = tuple(device.member for device in journal.devices() if device.last == log.round)
+    return _Measured(
+        run_directory.read_config(directory),
+        start.digest,
+        fitted[-1],
+        journal.privacy(),
+        who if len(who) == log.survivors else (),
+    )
 
 
 def _counts(runs: list[_Measured]) -> ReleaseCounts | None:
@@ -183,4 +194,12 @@ def _counts(runs: list[_Measured]) -> ReleaseCounts | None:
     known = [one.measurement for one in runs if one.measurement.accuracy is not None]
     noise = max(one.log.count_noise or 0.0 for one in known) if known else 0.0
     standing = pooled_standing(known, max(people), noise) if len(known) == len(runs) else None
-    return ReleaseCounts(max(people), standing, runs[-1].privacy, len(runs))
+    return ReleaseCounts(max(people), standing, runs[-1].privacy, len(runs), _parts(runs))
+
+
+def _parts(runs: list[_Measured]) -> dict[int, float] | None:
+    """Member -> the part of all counts that is theirs; None where it is not known of a run who was in it."""
+    if not all(one.who for one in runs):
+        return None
+    times = Counter(member for one in runs for member in one.who)
+    return {member: count / times.total() for member, count in times.items()}

@@ -49,6 +49,7 @@ from penchant.common.printable import is_printable, one_line
 from penchant.common.storage import claim_schema, transaction
 from penchant.common.wire.messages import MAX_MANIFEST, MAX_MEMBERSHIP
 from penchant.deploy.fleet import release_signature, run_signature
+from penchant.deploy.fleet.recorded_acts import recorded
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.shared_folder import SharedFolder, opened
 
@@ -67,6 +68,7 @@ log = logging.getLogger(__name__)
 DATABASE = "enrolment.db"
 ANSWER_MOST = MAX_MEMBERSHIP + 1024  # bytes
 SAID_MOST = 1024  # bytes of a reason
+_NOT_DEVICES = ("run-", "release-", "revoke-")  # how answers begin that are about no device's request
 NAME_MOST = 100
 READ_SECONDS = 5.0  # for another process's transaction; a SuperNode whose look takes longer asks again
 
@@ -78,6 +80,7 @@ CREATE TABLE IF NOT EXISTS tokens (
 CREATE TABLE IF NOT EXISTS enrolments (
     token BLOB PRIMARY KEY, identity BLOB NOT NULL UNIQUE, node_key BLOB NOT NULL UNIQUE,
     request BLOB NOT NULL, asked INTEGER NOT NULL, answer BLOB, member INTEGER, node TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS declined (token BLOB PRIMARY KEY, why TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -95,7 +98,8 @@ class Registrar(Protocol):
 class IssuedToken:
     """One token and what became of it. Times are Unix seconds.
 
-    state: "open", "expired", "waiting" for the authority, "enrolled", or "out": not on the latest list.
+    state: "open", "expired", "waiting" for the authority, "declined" by it, "enrolled", or "out": not on the
+    latest list.
     """
 
     token: str
@@ -150,6 +154,7 @@ class EnrolmentRegistry:
             if member is not None:
                 raise UsageError(f"member {member} joined with token {name}; ask for its revocation instead")
             db.execute("DELETE FROM enrolments WHERE token = ?", (key,))
+            db.execute("DELETE FROM declined WHERE token = ?", (key,))
             db.execute("DELETE FROM tokens WHERE public_key = ?", (key,))
         if asked is not None:
             self._remove_request(f"{name}.request")
@@ -162,11 +167,12 @@ class EnrolmentRegistry:
         The same device may ask as often as it likes: it gets the same answer. Raises TokenError for a token
         that is unknown, past its date, changed, or used by another device; CertificateError for a request
         that its key did not sign; EnrolmentError when the node's key is not a valid key or is already in use,
-        or when the member was revoked.
+        when the member was revoked, or when the authority declined.
         """
         moment = time.time() if now is None else now
         with self._record() as db:
             known = self._token(db, request)
+            _refuse_declined(db, request.token)
             Request.decode(request.asked.encode())
             _check_node_key(request.node_key)
             row = db.execute(
@@ -212,6 +218,7 @@ class EnrolmentRegistry:
 
     def _reply(self, request: JoinRequest) -> JoinReply:
         with self._record() as db:
+            _refuse_declined(db, request.token)
             answer, member, node = db.execute(
                 "SELECT answer, member, node FROM enrolments WHERE token = ?", (request.token,)
             ).fetchone()
@@ -230,15 +237,25 @@ class EnrolmentRegistry:
     def left(self, notice: bytes) -> int:
         """A member says that its owner left: the authority is asked to revoke it; -> the member number.
 
-        Until it has, the list stands. The same notice again changes nothing. Raises CodecError or
-        CertificateError for a notice that no member of this fleet signed, EnrolmentError for somebody who is
-        no member now.
+        Until it has, the list stands. The same notice again changes nothing, and neither does that of a
+        member who was revoked before. Raises CodecError or CertificateError for a notice that no member of
+        this fleet signed, EnrolmentError for somebody who never was one.
         """
         said = LeaveNotice.decode(notice, self.server_directory.authority_digest)
+        out = self._out(said.public_key)
+        if out is not None:
+            return out
         number = self._member_with(said.public_key)
         with suppress(UsageError):  # it is asked for already
             request_revocation(self.server_directory.path, number, "its owner left the fleet")
         return number
+
+    def _out(self, public_key: bytes) -> int | None:
+        """The number of the member who had this key and is on the list no more; None for anybody else."""
+        with self._record() as db:
+            query = "SELECT member FROM enrolments WHERE identity = ? AND member IS NOT NULL"
+            row = db.execute(query, (public_key,)).fetchone()
+        return None if row is None or self._known().holds(int(row[0])) else int(row[0])
 
     def _member_with(self, public_key: bytes) -> int:
         """The number of the member with this key now. EnrolmentError where there is none."""
@@ -281,10 +298,15 @@ class EnrolmentRegistry:
                 ("release-*.manifest", self._take_release, MAX_RELEASE),
                 ("release-*.declined", self._take_declined_release, SAID_MOST),
                 (MEMBERS, self._take_members, MAX_MEMBERSHIP),
+                ("revoke-*.declined", self._take_declined_revocation, SAID_MOST),
+                ("*.declined", self._take_declined_request, SAID_MOST),
                 ("*.rejected", self._take_rejected, SAID_MOST),
             ):
                 for name in answers.names(pattern):
+                    if pattern == "*.declined" and name.startswith(_NOT_DEVICES):
+                        continue
                     self._take(answers, name, take, most)
+            self._taken = {name: digest for name, digest in self._taken.items() if answers.has(name)}
         self.settle(registrar)
 
     def _take(self, answers: SharedFolder, name: str, take: Callable[[str, bytes], None], most: int) -> None:
@@ -312,8 +334,43 @@ class EnrolmentRegistry:
 
     def _take_rejected(self, name: str, data: bytes) -> None:
         """The authority could not read a request; it says why."""
-        log.warning("the authority refused %s: %s", name, one_line(data.decode("utf-8", "replace")))
-        self._remove_request(name.removesuffix(".rejected"))
+        why = one_line(data.decode("utf-8", "replace"))
+        log.warning("the authority refused %s: %s", name, why)
+        request = name.removesuffix(".rejected")
+        if request.endswith(".request"):
+            self._decline(request.removesuffix(".request"), why)
+        self._remove_request(request)
+
+    def _take_declined_request(self, name: str, data: bytes) -> None:
+        """The authority lets a device not in: its owner is told when it asks again."""
+        stem, why = name.removesuffix(".declined"), one_line(data.decode("utf-8", "replace"))
+        if not self._decline(stem, why):
+            raise EnrolmentError("it answers no request that waits here")
+        log.warning("the authority lets the device of token %s not in: %s", stem, why)
+        self._remove_request(f"{stem}.request")
+
+    def _decline(self, name: str, why: str) -> bool:
+        """Note that the request with the token of this name is declined; -> whether one waited. Its keys are
+        free: the device may come with another token."""
+        with self._record() as db:
+            rows = db.execute("SELECT token FROM enrolments WHERE member IS NULL").fetchall()
+            found = next((bytes(token) for (token,) in rows if token_name(bytes(token)) == name), None)
+            if found is not None:
+                db.execute("INSERT OR REPLACE INTO declined VALUES (?, ?)", (found, why))
+                db.execute("DELETE FROM enrolments WHERE token = ?", (found,))
+        return found is not None
+
+    def _take_declined_revocation(self, name: str, data: bytes) -> None:
+        """The authority revokes a member not: that nobody waits for it any more is on record."""
+        stem, why = name.removesuffix(".declined"), one_line(data.decode("utf-8", "replace"))
+        member = stem.removeprefix("revoke-")
+        with (
+            suppress(UsageError),
+            recorded(self.server_directory.path, "revoke a member", member, by="the authority"),
+        ):
+            self._remove_request(f"{stem}.json")
+            raise UsageError(why)
+        log.warning("the authority does not revoke member %s: %s", member, why)
 
     def _take_answer(self, name: str, data: bytes) -> None:
         given = Answer.decode(data, self.server_directory.authority_digest)
@@ -434,8 +491,9 @@ class EnrolmentRegistry:
         membership = self._known()
         with self._record() as db:
             rows = db.execute(
-                "SELECT t.public_key, t.name, t.handed_out, t.expires, e.identity, e.member, e.node"
+                "SELECT t.public_key, t.name, t.handed_out, t.expires, e.identity, e.member, e.node, d.why"
                 " FROM tokens t LEFT JOIN enrolments e ON e.token = t.public_key"
+                " LEFT JOIN declined d ON d.token = t.public_key"
                 " ORDER BY t.handed_out, t.public_key"
             ).fetchall()
         return [_enrolment(row, membership, moment) for row in rows]
@@ -470,8 +528,10 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
 
 
 def _enrolment(row: tuple[object, ...], membership: Membership, now: float) -> IssuedToken:
-    public_key, name, handed_out, expires, identity, member, node = row
-    if identity is None:
+    public_key, name, handed_out, expires, identity, member, node, declined = row
+    if declined is not None:
+        state = "declined"
+    elif identity is None:
         state = "open" if now < int(str(expires)) else "expired"
     elif member is None:
         state = "waiting"
@@ -487,6 +547,13 @@ def _enrolment(row: tuple[object, ...], membership: Membership, now: float) -> I
         node=None if node is None else int(str(node)),
         fingerprint="" if identity is None else fingerprint(bytes(identity)),  # type: ignore[call-overload]
     )
+
+
+def _refuse_declined(db: sqlite3.Connection, token: bytes) -> None:
+    """EnrolmentError where the authority declined the request that came with a token."""
+    row = db.execute("SELECT why FROM declined WHERE token = ?", (token,)).fetchone()
+    if row is not None:
+        raise EnrolmentError(f"{one_line(str(row[0]))}; ask the operator for another token")
 
 
 def _check_node_key(pem: bytes) -> None:

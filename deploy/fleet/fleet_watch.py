@@ -12,17 +12,18 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from penchant.common.errors import GatewayError, JournalError
+from penchant.common.errors import JournalError
 from penchant.common.foreign_files import mark_of
 from penchant.common.printable import one_line
+from penchant.deploy.fleet.health import part_notices, worth_telling
 from penchant.deploy.fleet.member_facts import FleetRecords, asked_revocations
-from penchant.deploy.fleet.processes import gateway_state, listens
+from penchant.deploy.fleet.processes import gateway_state
 from penchant.deploy.fleet.run_activity import activity_of
 from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
@@ -89,10 +90,10 @@ class FleetWatch:
     def _look(self) -> FleetLook:
         now, server = self._clock(), self._server
         gateway, superlink = gateway_state(server), superlink_report(server)
-        enrols = _enrols(server)
+        parts = part_notices(server, self._clock)
         listed, tokens, ends = self._records.member_list(), self._records.tokens(), self._known_expiries()
         runs = self._runs.look()
-        notices = [*gateway_notices(server, gateway), *_enrolment_notices(enrols)]
+        notices = [*gateway_notices(server, gateway), *worth_telling(parts, superlink.up)]
         notices += alerts.of_queue(RunQueue(server).runs())
         for run in filter(None, (summary for _, summary in runs)):
             notices += alerts.of_run(run, now)
@@ -110,7 +111,11 @@ class FleetWatch:
         needed = {*_NEEDED, *(one.name for one in ends)}
         unready = tuple(n.title for n in notices if n.kind == "bad" and n.topic in needed)
         figures = FleetFigures(
-            parts={"gateway": gateway == "open", "superlink": superlink.up, "enrolment": enrols},
+            parts={
+                "gateway": gateway == "open",
+                "superlink": superlink.up,
+                **{_PART_NAMES.get(name, name): wrong is None for name, wrong in parts.items()},
+            },
             ready=not unready,
             attention=Counter(notice.kind for notice in notices),
             devices=_devices(listed, superlink),
@@ -198,20 +203,6 @@ class _Runs:
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def _enrolment_notices(answers: bool) -> Iterator[Notice]:
-    if not answers:
-        text = "Every request of a device is turned away meanwhile; see logs/enrol.log."
-        yield Notice("bad", "The enrolment service is down", text, "", "enrolment")
-
-
-def _enrols(server_directory: ServerDirectory) -> bool:
-    """Whether the enrolment service listens."""
-    try:
-        return listens(server_directory.enrol_socket)
-    except GatewayError:  # the path is too long for the system: nothing can listen there
-        return False
-
-
 def _devices(listed: MemberListStatus, superlink: SuperLinkReport) -> DeviceFigures:
     registered, online = (superlink.nodes, superlink.online) if superlink.up else (None, None)
     return DeviceFigures(len(listed.members), len(listed.revoked), registered, online)
@@ -228,7 +219,8 @@ def _requests(folder: Path) -> RequestFigures:
     return RequestFigures(waiting, oldest)
 
 
-_TOKEN_STATES = ("open", "expired", "waiting", "enrolled", "out")
+_PART_NAMES = {"enrol": "enrolment"}  # what metrics have called it since there are any
+_TOKEN_STATES = ("open", "expired", "waiting", "declined", "enrolled", "out")
 
 
 def _by_state(tokens: Iterable[Token]) -> dict[str, int]:

@@ -13,7 +13,7 @@ A part that lives and does nothing is not well. Nothing is changed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from penchant.common.errors import GatewayError, UsageError
@@ -34,8 +34,9 @@ from penchant.deploy.fleet.run_keeper import LOCK as QUEUE_LOCK
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.executor_looks import last_look
 from penchant.deploy.run_directory import held_locks, is_held
+from penchant.server.monitoring.alerts import Notice
 
-__all__ = ["ailing"]
+__all__ = ["ailing", "part_notices", "worth_telling"]
 
 EXECUTOR_SECONDS = 60.0  # without a look of the executor; it looks every five
 _SILENT: Final = "does not answer"
@@ -53,6 +54,22 @@ _ENROLMENT: Final[dict[EnrolmentState, str]] = {
 }
 
 
+_UNSEEN: Final[dict[str, tuple[str, str, str]]] = {
+    "enrol": (
+        "The enrolment service",
+        "enrolment",
+        "Every request of a device is turned away meanwhile; see logs/enrol.log.",
+    ),
+    "executor": ("Flower's executor", "executor", "No run begins or goes on; see logs/executor.log."),
+    "queue": (
+        "The queue of runs",
+        "keeper",
+        "No run begins in its turn, and none goes on by itself; see logs/queue.log.",
+    ),
+}
+"""Part -> (what it is called, topic, what follows)."""
+
+
 def ailing(
     server_directory: ServerDirectory, parts: Sequence[str] = (), clock: Callable[[], float] = time.time
 ) -> list[str]:
@@ -67,6 +84,26 @@ def ailing(
             raise UsageError(f"there is no part {name!r}; the parts are {', '.join(known)}")
     found = [(name, known[name]()) for name in wanted]
     return [f"{name}: {why}" for name, why in found if why]
+
+
+def part_notices(
+    server_directory: ServerDirectory, clock: Callable[[], float] = time.time
+) -> dict[str, Notice | None]:
+    """What is wrong with each part that no device meets and no port shows; None with one that does its work.
+
+    Gateway, SuperLink and signals are told of where more is known of them.
+    """
+    known = _checks(server_directory, clock)
+    found = {name: known[name]() for name in _UNSEEN}
+    return {
+        name: Notice("bad", f"{called} {found[name]}", text, "", topic) if found[name] else None
+        for name, (called, topic, text) in _UNSEEN.items()
+    }
+
+
+def worth_telling(parts: Mapping[str, Notice | None], superlink: bool) -> list[Notice]:
+    """Of `part_notices`, those that tell anything new: an executor can ask no SuperLink that is down."""
+    return [wrong for name, wrong in parts.items() if wrong and (superlink or name != "executor")]
 
 
 def _checks(server_directory: ServerDirectory, clock: Callable[[], float]) -> dict[str, Callable[[], str]]:

@@ -32,6 +32,30 @@ class Invitation:
     text: str = field(repr=False)
 
 
+DELIMITERS = ",;\t"  # what spreadsheets put between columns, by the country they are set to
+
+
+def _column(text: str) -> tuple[list[list[str]], int]:
+    """(rows without the heading, which column the names are in). ValueError where none can be told."""
+    for delimiter in DELIMITERS:
+        rows = _rows(text, delimiter)
+        heading = [cell.strip().casefold() for cell in rows[0]] if rows else []
+        if "name" in heading:
+            return rows[1:], heading.index("name")
+    if any(len(row) > 1 for delimiter in DELIMITERS for row in _rows(text, delimiter)):
+        raise ValueError("has several columns and none that is called name")
+    return rows, 0
+
+
+def _rows(text: str, delimiter: str) -> list[list[str]]:
+    """Rows that are not empty. ValueError where it is no CSV."""
+    try:
+        read = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+    except csv.Error as error:
+        raise ValueError(f"is no CSV: {error}") from None
+    return [row for row in read if any(cell.strip() for cell in row)]
+
+
 def names_in(path: Path) -> list[str]:
     """The devices' names in a CSV file: its column `name`, or the only one where it has no heading of that
     name. UsageError for one that is empty, too long, not printable or there twice."""
@@ -41,14 +65,10 @@ def names_in(path: Path) -> list[str]:
         raise UsageError(f"there is no file {path}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8; save the table as CSV in UTF-8") from None
-    rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
-    heading = [cell.strip().casefold() for cell in rows[0]] if rows else []
-    if "name" in heading:
-        column, rows = heading.index("name"), rows[1:]
-    elif all(len(row) == 1 for row in rows):
-        column = 0
-    else:
-        raise UsageError(f"{path} has several columns and none that is called name")
+    try:
+        rows, column = _column(text)
+    except ValueError as error:
+        raise UsageError(f"{path} {error}") from None
     names = [row[column].strip() if column < len(row) else "" for row in rows]
     if not 1 <= len(names) <= ROWS_MOST:
         raise UsageError(f"{path} has {len(names)} names; expected 1 to {ROWS_MOST}")

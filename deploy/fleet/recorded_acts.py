@@ -64,7 +64,7 @@ def recorded(
     try:
         yield
     except PenchantError as error:
-        _write(path, replace(act, outcome=f"{'refused' if error.exit_code == 2 else 'failed'}: {error}"))
+        _write(path, replace(act, outcome=error.outcome))
         raise
     except BaseException as error:
         _write(path, replace(act, outcome=f"failed: {type(error).__name__}"))

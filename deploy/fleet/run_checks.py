@@ -7,11 +7,14 @@ server: `[privacy]` says what the owners of this fleet ask for, and is their def
 from __future__ import annotations
 
 import json
+import math
+from contextlib import suppress
 from itertools import count
 
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError, UsageError
+from penchant.common.config import PrivacyConfig, RunConfig
+from penchant.common.errors import ConfigError, JournalError, UsageError
+from penchant.common.privacy.accounting import epsilon_of, rho_of
 from penchant.common.secagg.transcript import threshold
 from penchant.common.settings import Setting, dotted_table, settings_of
 from penchant.deploy import run_directory
@@ -19,6 +22,7 @@ from penchant.deploy.fleet.device_notes import DeviceNotes, tagged
 from penchant.deploy.fleet.fleet_release import resolved
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.owner_policy import fleet_policy, smallest_group
+from penchant.server.journal_reader import JournalReader
 from penchant.server.releases import named_round, released
 from penchant.server.run import LEAST_COHORT
 
@@ -103,10 +107,42 @@ def needed_devices(min_honest: int, max_colluders: int) -> int:
     )
 
 
-def objections(config: RunConfig) -> list[str]:
-    """Why devices whose owners changed nothing in their policy would take no part."""
+def objections(config: RunConfig, server_directory: ServerDirectory | None = None) -> list[str]:
+    """Why devices whose owners changed nothing in their policy would take no part, or not to the end: where a
+    server is named, also for what its earlier runs have spent of their budget."""
     plan = config.plan("main", config.federation.cohort)
-    return OwnerPolicy().objections(plan)
+    spent = 0.0 if server_directory is None else _spent(server_directory)
+    return [*OwnerPolicy().objections(plan), *_over_budget(config.privacy, spent)]
+
+
+def _spent(server_directory: ServerDirectory) -> float:
+    """What the runs so far have cost a person who was in all of them, as rho. A run that can't be read counts
+    for nothing: its page says so."""
+    total = 0.0
+    for name in server_directory.runs():
+        with suppress(JournalError):
+            reader = JournalReader(server_directory.run(name))
+            figures = reader.privacy()
+            if figures is not None:
+                total += figures.rho * min(reader.glance().attempts, figures.participations)
+    return total
+
+
+def _over_budget(privacy: PrivacyConfig, spent: float) -> list[str]:
+    """What is said where a run goes beyond the budget of owners' defaults. spent: by earlier runs, as rho."""
+    usual = OwnerPolicy()
+    budget = rho_of(usual.max_epsilon, usual.delta)
+    if not privacy.dp_epsilon or spent + rho_of(privacy.dp_epsilon, privacy.dp_delta) <= budget * (1 + 1e-6):
+        return []
+    left = epsilon_of(budget - spent, usual.delta) if spent < budget else 0.0
+    most = math.floor(100 * left) / 100
+    before = f"earlier runs of this fleet have spent up to {epsilon_of(spent, usual.delta):.3g} of it; "
+    cure = f"set privacy.dp_epsilon to {most:g} at most, or " if most > 0 else ""
+    return [
+        f"it may spend an epsilon of {privacy.dp_epsilon:g} of each person's budget, which is "
+        f"{usual.max_epsilon:g} for good and over all runs (max_epsilon); {before if spent else ''}a device "
+        f"takes part until its budget is spent; {cure}have owners allow more"
+    ]
 
 
 def fleet_defaults(members: int) -> RunConfig:

@@ -11,7 +11,14 @@ from penchant.common.durations import DAY
 from penchant.common.errors import JournalError
 from penchant.deploy.fleet.certificates import days_left, valid
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
-from penchant.deploy.fleet.processes import GatewayState, door, gateway_state, signals_state
+from penchant.deploy.fleet.health import part_notices, worth_telling
+from penchant.deploy.fleet.processes import (
+    SIGNALS_LOCK,
+    GatewayState,
+    door,
+    gateway_state,
+    signals_state,
+)
 from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
@@ -31,6 +38,7 @@ __all__ = [
     "gateway_notices",
     "report_of",
     "superlink_report",
+    "wrong_parts",
 ]
 
 DOWN, SOON = 1, 3  # exit codes: something is down or past its date; something ends soon
@@ -163,13 +171,22 @@ def gateway_notices(server_directory: ServerDirectory, gateway: GatewayState) ->
         yield Notice("bad", "Another program holds the gateway's port", text, "", "gateway")
 
 
+def wrong_parts(
+    server_directory: ServerDirectory, gateway: GatewayState, superlink: bool
+) -> Iterator[Notice]:
+    """What is wrong with the parts of a server, but for its SuperLink; superlink: whether that answers."""
+    yield from gateway_notices(server_directory, gateway)
+    yield from worth_telling(part_notices(server_directory), superlink)
+    yield from _signals_notices(server_directory)
+
+
 def _attention(
     server_directory: ServerDirectory, gateway: GatewayState, superlink: SuperLinkReport
 ) -> Iterator[AttentionReport]:
-    notices = [*gateway_notices(server_directory, gateway)]
+    notices = [*wrong_parts(server_directory, gateway, superlink.up)]
     if not superlink.up:
-        notices.append(Notice("bad", "The SuperLink is down", _bring_up(server_directory), "", "superlink"))
-    notices += _signals_notices(server_directory)
+        down = Notice("bad", "The SuperLink is down", _bring_up(server_directory), "", "superlink")
+        notices.insert(1 if gateway != "open" else 0, down)
     notices += alerts.of_queue(RunQueue(server_directory).runs())
     notices += alerts.ending(expiries(server_directory), _now())
     return (AttentionReport(notice.kind, notice.title, notice.text) for notice in notices)
@@ -182,7 +199,10 @@ def _signals_notices(server_directory: ServerDirectory) -> Iterator[Notice]:
         text = f"Nobody is told what needs attention. {_bring_up(server_directory)}"
         yield Notice("bad", "The signals part is down", text, "", "signals")
     if state == "silent":
-        text = f"It lives and does nothing: nobody is told. {_bring_up(server_directory)}"
+        text = (
+            "It lives and does nothing: nobody is told. End its process, whose number is in "
+            f"{server_directory.path / SIGNALS_LOCK}: it is started again."
+        )
         yield Notice("bad", "The signals part hangs", text, "", "signals")
     if state == "unheard":
         where = server_directory.settings.metrics

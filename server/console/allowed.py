@@ -107,6 +107,10 @@ class AllowedOperations:
         """As `RunOperations.objections`."""
         return self.all.objections(config, fleet)
 
+    def copied(self, location: RunLocation) -> str:
+        """As `RunOperations.copied`."""
+        return self.all.copied(self._reached(location))
+
     def hindrance(self, location: RunLocation, config: RunConfig) -> str:
         """As `RunOperations.hindrance`."""
         return self.all.hindrance(self._reached(location), config)

@@ -202,6 +202,9 @@ class RunOperations(Protocol):
     def objections(self, config: RunConfig, fleet: RunLocation | None) -> Sequence[str]:
         """Why devices of a fleet whose owners changed nothing in their policy would take no part."""
 
+    def copied(self, location: RunLocation) -> str:
+        """The configuration of a run, as TOML, for another like it."""
+
     def hindrance(self, location: RunLocation, config: RunConfig) -> str:
         """Why a run can't go on as it is configured; empty where it can."""
 

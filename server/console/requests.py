@@ -326,7 +326,7 @@ def action(
             note(f"refused: {refused}", about, begun)
             return refusal(console_request, refused.status, str(refused), refused.retry_after)
         except PenchantError as error:
-            note(f"failed: {error}", about, begun)
+            note(error.outcome, about, begun)
             back = local(form["back"]) if "back" in form else back_to(request)
             return console_request.go(back, f"Not done: {error}")
         except Exception as error:

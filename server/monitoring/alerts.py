@@ -136,6 +136,8 @@ def of_fleet(
     if link.state == "silent":
         text = "No device can take part. Bring it up with “penchant server up”, or see its log."
         yield Notice("bad", f"The SuperLink of {fleet.name} is silent", text, href, "superlink")
+    for title, text in link.wrong:
+        yield Notice("bad", title, f"{fleet.name}: {text}", href, f"part {title}")
     for run in runs:
         waiting = run.waiting
         if waiting is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,12 +35,14 @@ class FleetStatus:
     """What a fleet's SuperLink said last.
 
     state: "asked" (it has not answered yet), "up", or "silent" (the latest question got no answer). nodes:
-    node id -> connection, as of `at` (Unix seconds; None: it never answered).
+    node id -> connection, as of `at` (Unix seconds; None: it never answered). wrong: (title, text) of other
+    parts of the server that did no work then.
     """
 
     state: Literal["asked", "up", "silent"] = "asked"
     nodes: Mapping[str, ConnectedNode] = field(default_factory=dict)
     at: float | None = None
+    wrong: Sequence[tuple[str, str]] = ()
 
     @property
     def online(self) -> int | None:
@@ -61,7 +63,7 @@ class Token:
         label: the operator's name for its recipient.
         made: when it was made, in Unix seconds.
         expires: when it expires, in Unix seconds.
-        state: "open", "expired", "waiting" for the authority, "enrolled" or "out".
+        state: "open", "expired", "waiting" for the authority, "declined" by it, "enrolled" or "out".
         member: the number of the member that joined with it.
         node: the node as which that member connects, once the SuperLink admits it.
         fingerprint: the fingerprint of its request, to compare with the one that the device shows.
@@ -81,7 +83,7 @@ class Token:
     @property
     def look(self) -> str:
         """How its state is shown."""
-        return {"enrolled": "good", "waiting": "warn", "out": "bad"}.get(self.state, "")
+        return {"enrolled": "good", "waiting": "warn", "declined": "bad", "out": "bad"}.get(self.state, "")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class RunReport:
         histogram: people per tenth of that accuracy, of the latest round that has one.
         lost_part: of those asked in the last ten rounds, the part that is in no sum.
         secagg: whether the run uses secure aggregation; None where its configuration can't be read.
-        dp: what the run's noise amounts to; None where sums are exact.
+        dp: what the run's noise amounts to; None where sums are exact, and before it has begun.
         stages: the stages of the attempt that is under way.
         devices: how many devices the journal knows.
         attempts: every attempt, in order.

@@ -45,6 +45,7 @@ from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.views.devices import qr_code
 from penchant.server.monitoring.fleet import ConnectedNode, DeviceNote, Token
 from penchant.server.monitoring.run_history import Activity, summary_of
+from penchant.server.noise_terms import settle_noise
 from penchant.server.releases import OfferedRelease
 from penchant.server.waiting import Waiting, read_waiting, write_waiting
 
@@ -178,7 +179,7 @@ def test_an_invitation_is_withdrawn(world: World) -> None:
     world.browser.post(f"/devices/{world.id}/withdrawals", {"token": token.id})
     outcomes = [e.outcome for e in world.store.audit_entries() if e.action == "withdraw a token"]
     assert outcomes[1:] == ["done", "refused: not an operator"]
-    assert outcomes[0].startswith("failed: there is no token")
+    assert outcomes[0].startswith("refused: there is no token")
 
 
 @pytest.mark.parametrize("days", ["0", "91", "x", "-1", "1e3"])
@@ -205,6 +206,24 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
     again = world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "again"})
     assert again.status_code == 303
     assert "there is no member 3" in world.said()
+
+
+def test_a_revocation_that_the_authority_declines_waits_no_more(world: World) -> None:
+    world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "lost", "sure": "yes"})
+    assert "revocation pending" in world.said()
+    attend(
+        world.authority_store,
+        world.server_directory.requests,
+        world.server_directory.answers,
+        lambda decision: False,
+    )
+    EnrolmentRegistry(world.server_directory).collect(Nobody())
+    assert "revocation pending" not in world.said()
+    assert "the authority declined" in world.said("/audit")
+    told = [(e.account, e.target, e.outcome) for e in world.store.audit_entries()]
+    assert ("the authority", "3", "refused: the authority declined") in told
+    world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "again", "sure": "yes"})
+    assert "revocation pending" in world.said()
 
 
 def test_a_revocation_is_asked_about_first(world: World) -> None:
@@ -437,7 +456,28 @@ def test_a_run_that_waits_for_devices_says_whom_it_lacks_and_why(
     assert lines[0].startswith("round 1 waits: 2 of 3 devices are ready; it gives up in")
     assert "  member 4: connected, but takes no part now" in "\n".join(lines)
     write_waiting(directory, None)
-    assert "waits" not in world.said("/")
+    assert "first waits" not in world.said("/")
+
+
+def test_the_overview_tells_of_each_part_of_the_server_that_does_no_work(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `penchant server status` does."""
+    answered(world)
+    said = world.said("/")
+    for part in (
+        "The SuperLink of home is silent",
+        "The gateway is closed home: Bring it up",
+        "The enrolment service does not listen home: Every request of a device is turned away",
+        "The queue of runs is down home: No run begins in its turn",
+    ):
+        assert part in said, part
+    assert "executor" not in said  # which can ask no SuperLink that is silent
+    monkeypatch.setattr("penchant.deploy.console.fleet.wrong_parts", lambda *_: iter(()))
+    server = world.operations.fleet(world.operations.fleets()[0])
+    server._asked = -100.0
+    answered(world)
+    assert "The gateway is closed" not in world.said("/")
 
 
 def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -662,6 +702,19 @@ def test_another_place_shows_its_own_settings_and_gives_written_ones_back(
     assert (back["name"], back["set.data.pairs"], back["set.federation.clip"]) == ("x", "7", "3")
 
 
+def test_a_copy_of_a_run_with_noise_has_its_own_number_of_turns(world: World) -> None:
+    """What was filled in for the rounds of the run would keep people out of more of them."""
+    asked = {"federation.cohort": 5, "federation.rounds": 3, "privacy.dp_epsilon": 4.0}
+    directory = run_in(world, "first", 0)
+    settled = settle_noise(run_checks.fleet_defaults(5).changed(asked), 5, None)
+    (directory / "config.toml").write_text(settled.to_toml(), encoding="utf-8")
+    (location,) = world.operations.locations()
+    page = world.browser.get(f"/runs/new?from={location.id}").text
+    sent = form_of(page, "/runs/new")
+    assert (sent["set.privacy.dp_participations"], sent["set.privacy.dp_honest"]) == ("0", "0")
+    assert (sent["set.federation.rounds"], sent["set.privacy.dp_epsilon"]) == ("3", "4")
+
+
 def test_a_failed_run_offers_only_what_can_help(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = run_in(world, "first", 0)
     failed = Activity(why="3 of 5 devices refused")
@@ -879,7 +932,7 @@ def test_a_device_has_a_page_with_its_name_and_tags(world: World) -> None:
     assert world.browser.get(f"/devices/{world.id}/members/77").status_code == 404
     told = [(e.action, e.outcome.partition(":")[0]) for e in world.store.audit_entries()]
     assert told.count(("name and tag a device", "done")) == 1
-    assert ("name and tag a device", "failed") in told
+    assert ("name and tag a device", "refused") in told
 
 
 def test_a_run_asks_only_those_with_a_tag(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -978,7 +1031,7 @@ def test_a_canary_is_tried_from_the_page_and_the_page_says_what_is_signed(
     assert fleet_release.read(world.server_directory.path).used == "winter:release-2"
     acts = {entry.action: entry.outcome for entry in world.store.audit_entries()}
     assert acts["promote a canary to all"] == "done"
-    assert acts["ask for a release's signature"].startswith("failed: winter:release-1 can't be signed")
+    assert acts["ask for a release's signature"].startswith("refused: winter:release-1 can't be signed")
 
 
 def test_all_devices_get_the_canary_that_was_asked_about_and_no_other(world: World) -> None:

@@ -18,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from support.console_scene import PASSWORD, make_run
+from support.console_scene import PASSWORD, Console, make_run
 from support.fleet_directory import make_server
 from support.processes import free_port
 from support.tastes import write_choices
@@ -30,7 +30,7 @@ from penchant.deploy.console import local
 from penchant.deploy.console.local import OperationsOnThisMachine, fleet_id
 from penchant.server.console import second_factor
 from penchant.server.console.accounts import ConsoleStore, RunProcess
-from penchant.server.monitoring.run_history import RunLocation, summary_of
+from penchant.server.monitoring.run_history import Activity, RunLocation, summary_of
 
 
 @pytest.fixture
@@ -483,3 +483,21 @@ def test_every_rule_of_a_share_gives_a_recipe(operations: OperationsOnThisMachin
 def test_recipes_can_all_be_run(operations: OperationsOnThisMachine) -> None:
     for name, text in operations.recipes().items():
         assert operations.check(text).to_toml() == text, name
+
+
+def test_a_run_that_was_stopped_before_it_said_anything_has_no_log_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(tmp_path)
+    make_run(console.runs / "first", 0)
+    page = f"/runs/{console.id_of('first')}"
+    ended = {
+        Activity(stopped=True): "Nothing was said yet.",  # the console had started it
+        Activity(running=True, ours=True): "Nothing was said yet.",
+        Activity(running=True): "Its log is in the terminal that it was started from.",
+        Activity(): "Nothing was started yet.",
+    }
+    for activity, said in ended.items():
+        monkeypatch.setattr(console.operations, "_activity", lambda *_, now=activity: now)
+        assert said in console.browser("olga").get(page).text
+    console.store.close()

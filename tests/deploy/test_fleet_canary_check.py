@@ -60,6 +60,7 @@ def test_two_runs_measure_the_canary_and_move_nothing(scene: ReleaseScene) -> No
         assert counts.standing is not None
         assert counts.standing.accuracy == pytest.approx(closing.accuracy)
         assert (counts.people, counts.privacy, counts.runs) == (3, None, 1)
+        assert counts.parts == dict.fromkeys((1, 2, 3), 1 / 3)  # the same people judged both
     assert verdict.words().count("sums over secure aggregation, not noised") == 2
 
 

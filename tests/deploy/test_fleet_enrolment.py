@@ -16,15 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from penchant.client.agent.agent import Agent
 from penchant.client.agent.owner import member_identity
 from penchant.client.device import joining
+from penchant.client.device.current_agent import CurrentAgent
 from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.errors import (
     CertificateError,
     CodecError,
     ConfigError,
+    DeviceError,
     EnrolmentError,
     EnrolmentPending,
     JournalError,
@@ -44,11 +48,16 @@ from penchant.common.membership.enrolment import (
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.join_token import JoinToken, Terms
 from penchant.common.network import Budget
+from penchant.common.wire.codec import decode, encode
+from penchant.common.wire.messages import Abort, AbortCode, Hello, Status
+from penchant.deploy.cli import authority as authority_cli
+from penchant.deploy.fleet import recorded_acts
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.enrolment_service import build_service
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.deploy.fleet.shared_folder import SharedFolder
 
 DAY = 86400
 
@@ -100,7 +109,7 @@ class Fleet:
     def token(self, name: str = "kitchen") -> JoinToken:
         return hand_out(self.server_directory.path, name, time.time() + DAY)
 
-    def attend(self, *, grant: bool = True) -> list[str]:
+    def attend(self, *, grant: bool | None = True) -> list[str]:
         return attend(
             self.authority_store,
             self.server_directory.requests,
@@ -265,23 +274,53 @@ def test_private_keys_stay_on_the_device(fleet: Fleet, tmp_path: Path) -> None:
         assert secret not in sent + kept
 
 
-def test_what_the_authority_refuses_stays_out(fleet: Fleet, tmp_path: Path) -> None:
+def test_what_the_authority_leaves_undecided_stays_out_and_waits(fleet: Fleet, tmp_path: Path) -> None:
     home, token, asked = tmp_path / "device", fleet.token(), []
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
 
-    def no(decision: PendingDecision) -> bool:
+    def later(decision: PendingDecision) -> None:
         asked.append(decision)
-        return False
 
     assert (
-        attend(fleet.authority_store, fleet.server_directory.requests, fleet.server_directory.answers, no)
+        attend(fleet.authority_store, fleet.server_directory.requests, fleet.server_directory.answers, later)
         == []
     )
     assert [(m.kind, m.what) for m in asked] == [("enrol", "kitchen")]
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
     assert fleet.nodes.known == {}
+    fleet.attend()
+    assert fleet.join(home, token) == 1
+
+
+def test_the_owner_of_a_device_that_the_authority_declines_is_told(fleet: Fleet, tmp_path: Path) -> None:
+    home, token = tmp_path / "device", fleet.token()
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    assert fleet.attend(grant=False) == ["the request of kitchen is declined"]
+    assert fleet.attend() == []  # it is settled, before the server has looked and after
+    with pytest.raises(EnrolmentError, match="the authority declined; ask the operator for another token"):
+        fleet.join(home, token)
+    registry = EnrolmentRegistry(fleet.server_directory)
+    (row,) = registry.enrolments()
+    assert (row.state, row.name, row.member) == ("declined", "kitchen", None)
+    folders = (fleet.server_directory.requests, fleet.server_directory.answers)
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
+    other = fleet.token()  # the same device, better known by now
+    assert fleet.enrol(home, other) == 1
+    registry.withdraw(token.name)
+    assert [row.state for row in registry.enrolments()] == ["enrolled"]
+
+
+def test_who_is_a_member_is_not_declined_afterwards(fleet: Fleet, tmp_path: Path) -> None:
+    home, token = tmp_path / "device", fleet.token()
+    number = fleet.enrol(home, token)
+    late = fleet.server_directory.answers / f"{token.name}.declined"
+    late.write_bytes(b"the authority declined")
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
+    assert fleet.join(home, token) == number
+    assert not late.exists()  # it is put aside
 
 
 def test_an_authority_on_a_stick(fleet: Fleet, tmp_path: Path) -> None:
@@ -320,6 +359,42 @@ def test_a_device_that_has_left_joins_with_new_keys(fleet: Fleet, tmp_path: Path
     Device(home).leave()
     assert fleet.enrol(home, other) == 2
     assert SuperNodeFiles.read(home / "node").key.read_bytes() != first
+
+
+def test_a_running_agent_answers_as_the_member_that_its_owner_became(fleet: Fleet, tmp_path: Path) -> None:
+    home, told = tmp_path / "device", list[int]()
+    fleet.enrol(home, fleet.token())
+    agent = CurrentAgent(Device(home), told.append)
+    ask = encode(Hello(bytes(16), ()))
+    assert decode(agent.answer("status", ask), Status).member == 1
+    Device(home).leave()  # by another process, as the next lines are
+    assert decode(agent.answer("status", ask), Abort).code is AbortCode.POLICY
+    assert fleet.enrol(home, fleet.token()) == 2
+    assert decode(agent.answer("status", ask), Abort).code is AbortCode.POLICY  # what was begun has ended
+    assert told == [2]
+    assert decode(agent.answer("status", ask), Status).member == 2
+
+
+def test_an_agent_that_can_not_become_another_yet_tries_again(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "device"
+    fleet.enrol(home, fleet.token())
+    device = Device(home)
+    agent, make, left = CurrentAgent(device), device.agent, [DeviceError("the disk is full")]
+
+    def full_at_first() -> Agent:
+        if left:
+            raise left.pop()
+        return make()
+
+    monkeypatch.setattr(device, "agent", full_at_first)
+    Device(home).leave()
+    fleet.enrol(home, fleet.token())
+    ask = encode(Hello(bytes(16), ()))
+    for _ in range(2):
+        assert decode(agent.answer("status", ask), Abort).code is AbortCode.POLICY
+    assert decode(agent.answer("status", ask), Status).member == 2
 
 
 # --- ways in that stay shut -----------------------------------------------------------------------
@@ -524,7 +599,7 @@ def test_a_revoked_member_is_out_at_the_server(fleet: Fleet, tmp_path: Path) -> 
     token = fleet.token()
     fleet.enrol(tmp_path / "device", token)
     path = request_revocation(fleet.server_directory.path, 1, "lost")
-    assert fleet.attend(grant=False) == []
+    assert fleet.attend(grant=None) == []
     assert fleet.attend() == ["member 1 is revoked"]
     EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
     assert fleet.nodes.known == {}
@@ -534,6 +609,45 @@ def test_a_revoked_member_is_out_at_the_server(fleet: Fleet, tmp_path: Path) -> 
     assert fleet.post(body).status_code == 403
     with pytest.raises(UsageError, match="no member 1"):
         request_revocation(fleet.server_directory.path, 1)
+
+
+def test_a_revocation_that_the_authority_declines_is_on_record(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    path = request_revocation(fleet.server_directory.path, 1, "lost")
+    assert fleet.attend(grant=False) == ["the revocation of member 1 is declined"]
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
+    assert not path.exists()  # nobody waits for it
+    assert fleet.server_directory.membership().holds(1)
+    acts: list[recorded_acts.Act] = []
+    recorded_acts.take(fleet.server_directory.path, acts.append)
+    ((by, action, member, outcome),) = [(a.account, a.action, a.target, a.outcome) for a in acts]
+    assert (by, action, member) == ("the authority", "revoke a member", "1")
+    assert outcome == "refused: the authority declined"
+    request_revocation(fleet.server_directory.path, 1, "lost, really")  # and asked for once more
+    assert fleet.attend() == ["member 1 is revoked"]
+
+
+def test_what_was_declined_can_be_asked_once_more_where_the_server_only_reads_answers(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    server, registry = fleet.server_directory, EnrolmentRegistry(fleet.server_directory)
+    real = SharedFolder.remove
+
+    def only_requests(folder: SharedFolder, name: str) -> bool:
+        return not name.endswith(".declined") and real(folder, name)
+
+    for reason in ("lost", "lost, really"):
+        request_revocation(server.path, 1, reason)
+        assert fleet.attend(grant=False) == ["the revocation of member 1 is declined"]
+        with monkeypatch.context() as reading:
+            reading.setattr(SharedFolder, "remove", only_requests)
+            registry.collect(fleet.nodes)
+        assert revocations(fleet) == []
+        assert [path.name for path in server.answers.iterdir()] == ["revoke-1.declined"]
+        assert fleet.attend() == []  # the authority clears up
+        assert list(server.answers.iterdir()) == []
+        registry.collect(fleet.nodes)
 
 
 def leave(fleet: Fleet, home: Path) -> LeaveNotice:
@@ -568,8 +682,19 @@ def test_a_repeated_notice_changes_nothing(fleet: Fleet, tmp_path: Path) -> None
     fleet.attend()
     registry.collect(fleet.nodes)
     assert fleet.enrol(tmp_path / "device", fleet.token()) == 2
-    with pytest.raises(EnrolmentError, match="no member of this fleet has that key"):
-        registry.left(body)  # the old key's: the device that joined again stays
+    assert registry.left(body) == 1  # the old key's: the device that joined again stays
+    assert revocations(fleet) == []
+    assert fleet.server_directory.membership().holds(2)
+
+
+def test_an_owner_who_leaves_after_a_revocation_is_told_of_nothing_left_to_do(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    request_revocation(fleet.server_directory.path, 1, "lost")
+    fleet.attend()
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
+    leave(fleet, tmp_path / "device")  # without an error: there is nothing to tell the authority
     assert revocations(fleet) == []
 
 
@@ -688,3 +813,34 @@ def test_a_servers_directory_is_made_once_and_checked_first(fleet: Fleet, tmp_pa
 def test_terms_are_what_the_signature_is_over(fleet: Fleet) -> None:
     terms = Terms("a:1", bytes(32), bytes(32), 5)
     assert JoinToken.create(terms) != JoinToken.create(terms)
+
+
+def test_who_watches_is_asked_once_and_declines_only_by_a_second_word(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EnrolmentPending):
+        fleet.join(tmp_path / "device", fleet.token())
+    folders = (
+        "--requests",
+        str(fleet.server_directory.requests),
+        "--answers",
+        str(fleet.server_directory.answers),
+    )
+    words = ["attend", str(tmp_path / "authority"), *folders, "--watch", "3"]
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) % 3 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("penchant.deploy.cli.authority.time.sleep", sleep)
+    later = CliRunner().invoke(authority_cli.app, words, input="n\nn\n")
+    assert later.output.count("Does the device's owner see the same fingerprint") == 1  # in three looks
+    assert later.output.count("it is left undecided") == 1
+    assert [row.state for row in EnrolmentRegistry(fleet.server_directory).enrolments()] == ["waiting"]
+    declined = CliRunner().invoke(authority_cli.app, words, input="n\ny\n")
+    assert declined.output.count("Decline it for good? Its owner is told, and needs another token") == 1
+    assert declined.output.count("the request of kitchen is declined") == 1
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
+    assert [row.state for row in EnrolmentRegistry(fleet.server_directory).enrolments()] == ["declined"]

@@ -77,6 +77,8 @@ def test_each_row_gets_a_token_of_its_own(
         ("name\n" + "x" * 101, "name 1"),
         ("name\nkit\u202echen\n", "name 1"),
         ("\n".join(str(n) for n in range(5001)), "5001 names"),
+        ("kitchen;blue\ncellar;red\n", "several columns and none that is called name"),
+        ('name\n"' + "a" * 200_000 + "\n", "is no CSV: field larger than"),
     ],
 )
 def test_a_table_is_judged_before_any_token_is_handed_out(
@@ -89,6 +91,13 @@ def test_a_table_is_judged_before_any_token_is_handed_out(
     assert invite(monkeypatch, server, "--csv", path, "--out", tmp_path / "tokens.csv") == 2
     assert EnrolmentRegistry(server).enrolments() == []
     assert not (tmp_path / "tokens.csv").exists()
+
+
+@pytest.mark.parametrize("between", [",", ";", "\t"])
+def test_columns_are_apart_as_a_spreadsheet_wrote_them(tmp_path: Path, between: str) -> None:
+    rows = [["room", "Name"], ["1", "kitchen"], ["2", "cellar"]]
+    (tmp_path / "names.csv").write_text("\r\n".join(map(between.join, rows)), encoding="utf-8-sig")
+    assert names_in(tmp_path / "names.csv") == ["kitchen", "cellar"]
 
 
 def test_one_column_needs_no_heading(tmp_path: Path) -> None:

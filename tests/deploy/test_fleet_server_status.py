@@ -11,7 +11,9 @@ import pytest
 from support.console_scene import log, make_run, shared
 from support.fleet_directory import make_server
 
+from penchant.deploy.cli.drawing import Drawing
 from penchant.deploy.cli.main import main
+from penchant.deploy.cli.show_run import run_facts, show_run
 from penchant.deploy.fleet import status as fleet_status
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.enrolment import hand_out
@@ -125,6 +127,8 @@ def test_a_server_says_how_it_is(
     hand_out(server_directory.path, "kitchen", time.time() + 86400)
     (server_directory.requests / "0a.request").write_bytes(b"asked")
     up = f"Bring it up with `penchant server up {server_directory.path}`, or see its log."
+    away = "Every request of a device is turned away meanwhile; see logs/enrol.log."
+    waits = "No run begins in its turn, and none goes on by itself; see logs/queue.log."
     code, out, _ = status(capsys, monkeypatch, server_directory.path)
     assert code == 1
     assert out.splitlines() == [
@@ -136,6 +140,8 @@ def test_a_server_says_how_it_is(
         "waiting for the authority: 0a.request",
         f"! The gateway is closed. {up}",
         f"! The SuperLink is down. {up}",
+        f"! The enrolment service does not listen. {away}",
+        f"! The queue of runs is down. {waits}",
     ]
     code, out, _ = status(capsys, monkeypatch, server_directory.path, "--json")
     told = json.loads(out)
@@ -152,6 +158,8 @@ def test_a_server_says_how_it_is(
         "attention": [
             {"kind": "bad", "title": "The gateway is closed", "text": up},
             {"kind": "bad", "title": "The SuperLink is down", "text": up},
+            {"kind": "bad", "title": "The enrolment service does not listen", "text": away},
+            {"kind": "bad", "title": "The queue of runs is down", "text": waits},
         ],
         "queue": 0,
     }
@@ -197,6 +205,7 @@ def all_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_status, "gateway_state", lambda server_directory: "open")
     up = SuperLinkReport(up=True, nodes=3, online=3)
     monkeypatch.setattr(fleet_status, "superlink_report", lambda server_directory: up)
+    monkeypatch.setattr(fleet_status, "part_notices", lambda server_directory: {})
 
 
 def test_a_server_that_is_down_is_an_exit_code_and_says_what_is_down(
@@ -209,7 +218,7 @@ def test_a_server_that_is_down_is_an_exit_code_and_says_what_is_down(
     code, out, _ = status(capsys, monkeypatch, server_directory.path, "--json")
     told = json.loads(out)
     assert (code, told["up"], told["gateway_state"]) == (1, False, "closed")
-    assert [row["kind"] for row in told["attention"]] == ["bad", "bad"]
+    assert [row["kind"] for row in told["attention"]] == ["bad"] * 4
     all_up(monkeypatch)
     code, out, _ = status(capsys, monkeypatch, server_directory.path)
     assert (code, "!" in out) == (0, False)
@@ -242,6 +251,7 @@ def test_a_signals_part_that_is_wanted_and_not_there_is_said(
             code, out, _ = status(capsys, monkeypatch, server.path)
             assert code == 1
             assert "! The signals part hangs." in out
+            assert f"End its process, whose number is in {server.path / SIGNALS_LOCK}" in out
             Heartbeat(server.path / METRICS_BEAT).beat(60.0)
             code, out, _ = status(capsys, monkeypatch, server.path)
     assert (code, "!" in out) == (0, False)
@@ -280,3 +290,31 @@ def test_what_ends_is_said_in_time(
     assert exited == code
     for part in said:
         assert part in out, (part, out)
+
+
+def test_why_an_attempt_failed_is_read_on_a_narrow_terminal_too(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eighty columns, as a pipe has."""
+    show_run(run_facts(run), Drawing(width=80))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert lines[-3:] == [
+        "1: 1 at masked sums",
+        "2: 1 at masked sums",
+        "3: 14 of 34 devices lost by [masked]",
+    ]
+
+
+def test_a_run_with_noise_that_has_not_begun_is_not_said_to_have_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits = make_run(tmp_path / "waits", 0, **{"privacy.dp_epsilon": 4.0})
+    show_run(run_facts(waits), Drawing(width=140))
+    assert (
+        "privacy                        epsilon 0 of 4, delta 1e-05: it has not begun"
+        in capsys.readouterr().out
+    )
+    show_run(run_facts(make_run(tmp_path / "exact", 0)), Drawing(width=140))
+    assert "no noise: sums are exact" in capsys.readouterr().out

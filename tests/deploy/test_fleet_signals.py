@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,14 +52,12 @@ def server(tmp_path: Path) -> ServerDirectory:
 
 
 @pytest.fixture
-def all_up(server: ServerDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def all_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part of the server answers; three devices, of which two are connected."""
     monkeypatch.setattr(fleet_watch, "gateway_state", lambda server_directory: "open")
     monkeypatch.setattr(fleet_watch, "superlink_report", lambda server_directory: SuperLinkReport(True, 3, 2))
-    with socket.socket(socket.AF_UNIX) as enrolment:
-        enrolment.bind(str(server.enrol_socket))
-        enrolment.listen()
-        yield
+    well = dict.fromkeys(("enrol", "executor", "queue"))
+    monkeypatch.setattr(fleet_watch, "part_notices", lambda server_directory, clock: well)
 
 
 def client(watch: FleetWatch, host: str = "127.0.0.1:9464", **options: Any) -> TestClient:
@@ -86,6 +83,8 @@ def test_a_fleet_whose_parts_answer_is_ready(server: ServerDirectory) -> None:
         'penchant_part_up{part="gateway"} 1.0',
         'penchant_part_up{part="superlink"} 1.0',
         'penchant_part_up{part="enrolment"} 1.0',
+        'penchant_part_up{part="executor"} 1.0',
+        'penchant_part_up{part="queue"} 1.0',
         "penchant_ready 1.0",
         "penchant_devices_registered 3.0",
         "penchant_devices_online 2.0",
@@ -102,11 +101,32 @@ def test_a_server_that_is_down_is_alive_and_not_ready(server: ServerDirectory) -
         "ready": False,
         "reasons": [
             "The gateway is closed",
-            "The enrolment service is down",
+            "The enrolment service does not listen",
             "The SuperLink of server is silent",
         ],
     }
     assert "\npenchant_devices_online " not in asked_anew(server, "/metrics").text
+
+
+def test_parts_that_live_and_do_nothing_are_told(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callers get in even where a process is stopped; what listens nowhere is known by its word."""
+    monkeypatch.setattr(fleet_watch, "gateway_state", lambda server_directory: "open")
+    monkeypatch.setattr(fleet_watch, "superlink_report", lambda server_directory: SuperLinkReport(True, 3, 2))
+    with socket.socket(socket.AF_UNIX) as enrolment:
+        enrolment.bind(str(server.enrol_socket))
+        enrolment.listen()
+        look = FleetWatch(server).look()
+    assert look.unready == ("The enrolment service does not answer",)
+    assert [notice.title for notice in look.notices] == [
+        "The enrolment service does not answer",
+        "Flower's executor never asked the SuperLink for work",
+        "The queue of runs is down",
+    ]
+    assert look.figures.parts == {
+        **{"gateway": True, "superlink": True, "enrolment": False, "executor": False, "queue": False}
+    }
 
 
 @pytest.mark.usefixtures("all_up")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import sqrt
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,37 @@ def test_nothing_is_decided_within_two_standard_errors(
     outcome = CanaryVerdict(counts(a, first), counts(b, second)).outcome
     told_apart = abs(a - b) > 2 * sqrt(first**2 + second**2)
     assert outcome == (("better" if a > b else "worse") if told_apart else "not known")
+
+
+def judged_by(members: list[int] | None, accuracy: float, choices: int = 20) -> ReleaseCounts:
+    """So many choices of each of 50 people."""
+    standing = RunStanding(accuracy, sqrt(accuracy * (1 - accuracy) / (50 * choices)), 50 * choices)
+    return ReleaseCounts(50, standing, None, 1, members and dict.fromkeys(members, 1 / len(members)))
+
+
+def test_counts_of_other_people_are_no_verdict_for_the_sake_of_their_many_choices() -> None:
+    """1,000 choices of 50 people: 6 points are told apart where the same people judged both."""
+    same, others = list(range(50)), list(range(50, 100))
+    assert CanaryVerdict(judged_by(same, 0.7), judged_by(same, 0.64)).outcome == "better"
+    for used in (judged_by(others, 0.64), judged_by(None, 0.64)):
+        assert CanaryVerdict(judged_by(same, 0.7), used).outcome == "not known"
+        assert CanaryVerdict(judged_by(same, 0.7), used).words().startswith("not known yet")
+    one_else = [*range(49), 50]
+    assert CanaryVerdict(judged_by(same, 0.7), judged_by(one_else, 0.64)).outcome == "better"
+    assert CanaryVerdict(judged_by(same, 0.9), judged_by(others, 0.64)).outcome == "better"
+
+
+def test_people_who_differ_give_a_false_verdict_no_oftener_than_promised() -> None:
+    """People whose accuracy is beta(6, 3) judge 20 choices each; both releases are as good."""
+    draw = np.random.default_rng(7)
+
+    def measured(members: list[int]) -> ReleaseCounts:
+        own = draw.beta(6, 3, size=50)
+        return judged_by(members, float(draw.binomial(20, own).sum()) / 1000)
+
+    first, second = list(range(50)), list(range(50, 100))
+    told = [CanaryVerdict(measured(first), measured(second)).outcome for _ in range(2000)]
+    assert sum(outcome != "not known" for outcome in told) / len(told) < 0.05
 
 
 def test_the_words_say_the_noise_or_that_there_is_none() -> None:

@@ -72,7 +72,12 @@ def test_zero_takes_everybody() -> None:
 @pytest.mark.parametrize(
     ("ready", "size", "line"),
     [
-        ([1, 2], 3, "round 4 needs 3 devices but 2 are ready; wait for more, or lower federation.cohort"),
+        (
+            [1, 2],
+            3,
+            "round 4 needs 3 devices but 2 are ready; wait for more, or start a new run with a smaller "
+            "federation.cohort",
+        ),
         ([], 1, "round 4 needs 1 devices but 0 are ready"),
         ([], 0, "round 4 needs 1 devices but 0 are ready"),
     ],

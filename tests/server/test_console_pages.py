@@ -170,6 +170,15 @@ def test_privacy_says_what_of_a_budget_is_spent(console: Console) -> None:
     assert "of 8 for a person" in text_of(console.browser("olga").get("/").text)
 
 
+def test_privacy_of_a_run_with_noise_that_has_not_begun_is_not_called_exact(console: Console) -> None:
+    make_run(console.runs / "waits", 0, **{"privacy.dp_epsilon": 4.0})
+    for page in ("/privacy", "/"):
+        said = text_of(console.browser("olga").get(page).text)
+        assert "of 4 for a person; it has not begun" in said, page
+        assert "sums are exact" not in said, page
+    assert "for ε = 4, δ = 1e-05 over the whole run" in text_of(console.browser("olga").get("/privacy").text)
+
+
 def test_devices_are_searched_sorted_and_turned_over(console: Console) -> None:
     make_run(console.runs / "first", 2, devices=120)
     browser = console.browser("olga")
@@ -543,8 +552,8 @@ def test_releases_are_promoted_and_rolled_back(console: Console) -> None:
         browser.post(f"/releases/{one}/rollback", wrong)
     assert releases.releases(directory) == kept
     assert console.outcomes("roll a release back")[:2] == [
-        "failed: release 1 is current already",
-        "failed: there is no release 9",
+        "refused: release 1 is current already",
+        "refused: there is no release 9",
     ]
     browser.post(f"/releases/{one}/promote", {"round": "3"})
     assert "went back" not in text_of(browser.get("/releases").text)

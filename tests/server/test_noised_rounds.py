@@ -16,6 +16,7 @@ from support.scene import RUN
 from penchant.client.vault.privacy_ledger import ANCHOR, Cost, LedgerEntry
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
+from penchant.common.config import RunConfig
 from penchant.common.errors import LedgerError
 from penchant.common.privacy.accounting import epsilon_of
 from penchant.common.secagg.transcript import threshold
@@ -25,6 +26,7 @@ from penchant.common.wire.messages import Abort, AbortCode, Announce, Hello, abo
 from penchant.server.availability import Availability
 from penchant.server.cohort import next_cohort
 from penchant.server.journal_reader import JournalReader
+from penchant.server.noise_terms import as_asked, settle_noise
 from penchant.server.privacy_figures import BEYOND, FACT, MEASURED, PrivacyFigures
 from penchant.server.round import play_round
 
@@ -300,3 +302,17 @@ def test_noise_drowns_nothing_where_many_take_part(scenes: Scenes) -> None:
         initial = scene.model_cache.of(scene.config.plan("main", n)).split.initial(scene.config.seed)[0]
         moved[n] = float(np.linalg.norm(shared_of(scene.serve()).factors - initial))
     assert moved[30] < 0.6 * moved[9]
+
+
+def test_another_run_like_it_has_its_own_number_of_turns() -> None:
+    """What was filled in for three rounds would keep people out of thirty."""
+    asked = RunConfig().changed({"federation.rounds": 3, "federation.cohort": 20, "privacy.dp_epsilon": 4.0})
+    settled = settle_noise(asked, 20, None)
+    assert settled.privacy.dp_participations == 5
+    assert as_asked(settled) == asked
+    longer = settle_noise(as_asked(settled).changed({"federation.rounds": 30}), 20, None)
+    assert longer.privacy.dp_participations == 32
+    chosen = settle_noise(asked.changed({"privacy.dp_participations": 2}), 20, None)
+    assert as_asked(chosen).privacy.dp_participations == 2  # somebody's choice stays
+    exact = RunConfig().changed({"federation.cohort": 20})
+    assert as_asked(exact) == exact

@@ -43,6 +43,7 @@ def serve(
 ) -> None:
     """Run the agent: it answers the relay on its socket, and nobody else, until it is stopped."""
     from penchant.client.agent.socket import AgentServer, only_one
+    from penchant.client.device.current_agent import CurrentAgent
 
     directory = home.expanduser()
     with suppress(ValueError, OSError):  # systemd's unit forbids the call, and sets the limit itself
@@ -51,7 +52,8 @@ def serve(
         device = open_device(home, passphrase)
         most = device.policy().max_message_mb * 1024 * 1024
         path = socket or directory / SOCKET
-        server = AgentServer(device.agent().answer, path, group=group, message_most=most)
+        agent = CurrentAgent(device, lambda member: say(f"member {member} answers on {path}"))
+        server = AgentServer(agent.answer, path, group=group, message_most=most)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         server.start()
         say(f"member {device.member} answers on {server.socket}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,6 +112,7 @@ def label(
 ) -> None:
     """Say, of two responses at a time, which one you would rather have. Each answer is kept at once."""
     from penchant.client.device.labelling import Labelling, compared, read_comparisons
+    from penchant.deploy.cli.drawing import working
 
     if prompt is None:
         comparisons, report = read_comparisons(file, "skip" if skip_bad_rows else "refuse")
@@ -119,7 +121,8 @@ def label(
     else:
         comparisons = compared(prompt, lines_of(str(file)))
     device = open_device(home, passphrase)
-    sitting = Labelling(device.store, comparisons, learner=device.learner if most_telling else None)
+    with working("looking for what would tell the model most") if most_telling else nullcontext():
+        sitting = Labelling(device.store, comparisons, learner=device.learner if most_telling else None)
     try:
         if sitting.question:
             say(f"{sitting.left} to compare. {KEYS}")

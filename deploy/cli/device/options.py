@@ -153,7 +153,7 @@ def part(device: Device, home: Path, node: Path | None, parting: Callable[[], T]
         say("tell the authority to revoke that number")
         notice(f"the server was not told: {one_line(done.not_told)}")
     elif done.member is not None:
-        say("its server knows, and asks the authority to revoke it")
+        say("its server knows, and asks the authority to revoke it, where that is not done yet")
     if not done.node_removed and (node is not None or folder.exists()):
         notice(f"nothing was removed from {folder}, which holds no {SETTINGS} that can be read")
     return done.result

@@ -108,7 +108,8 @@ def _told(done: Parted[int]) -> str:
     if done.not_told:
         why = one_line(done.not_told, 300)
         return f"Tell the authority to revoke member {done.member}: the server was not told ({why})."
-    return f"It was member {done.member}; its server knows, and asks the authority to revoke it."
+    knows = "its server knows, and asks the authority to revoke it, where that is not done yet"
+    return f"It was member {done.member}; {knows}."
 
 
 def _parted(request: PageRequest, name: str, parting: Callable[[Tell], str]) -> Response:

@@ -20,6 +20,7 @@ from penchant.server.monitoring import labels
 from penchant.server.monitoring.run_history import RunLocation, RunSummary, summary_of
 
 MOST_COMPARED = 6
+MOST_DIGITS = 18  # of a number in an address: SQLite's end at 2^63
 COUNTERS = {
     WEIGHT: "how many choices were learned from, over all",
     LOSS: "training loss, added up",
@@ -149,9 +150,9 @@ def ordered(
 
 
 def whole_number(text: str, what: str) -> int:
-    """A whole number from a form or an address. Refused for anything else."""
-    if not text.isascii() or not text.isdigit() or len(text) > 19:
-        raise HTTPError(f"{what} must be a whole number", status=422)
+    """A whole number from a form or an address, such as databases hold. Refused for anything else."""
+    if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
+        raise HTTPError(f"{what} must be a whole number of at most {MOST_DIGITS} digits", status=422)
     return int(text)
 
 

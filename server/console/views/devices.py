@@ -18,7 +18,7 @@ from penchant.common.errors import JournalError
 from penchant.common.wire.codec import PROTOCOL_VERSION
 from penchant.server.console.operations import RunOperations
 from penchant.server.console.requests import ConsoleRequest, HTTPError
-from penchant.server.console.views.common import all_runs, ordered, whole_number
+from penchant.server.console.views.common import all_runs, ordered, paged, whole_number
 from penchant.server.monitoring.fleet import DeviceNote, FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.run_history import (
     DeviceRecord,
@@ -57,12 +57,12 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
     if subject is None:
         return around
     search = " ".join(request.asked("q").split())[:80]
-    number = max(whole_number(request.asked("page", "1"), "page"), 1)
     about = people_of(operations, subject)
     listed = known(subject, run, met, about, now)
     rows, order = ordered(
         request, [one for one in listed if one.is_called(search)], ORDERS, "member", "#fleet"
     )
+    page = paged(request, rows, DEVICES_A_PAGE)
     every = request.asked("tokens") == "all"
     shown = [t for i, t in enumerate(about.tokens) if every or i < TOKENS_SHOWN or t.state == "waiting"]
     return {
@@ -72,15 +72,15 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
         "tokens_shown": shown,
         "tokens_hidden": len(about.tokens) - len(shown),
         "every_token": every,
-        "rows": _judged(operations, subject, rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE]),
-        "count": len(rows),
+        "rows": _judged(operations, subject, page.rows),
+        "count": page.count,
         "met": len(met),
         "recent": sum(one.here or now - (one.seen or 0.0) < DAY for one in listed),
         "fresh": about.link is not None and about.link.fresh(now),
         "search": search,
         "order": order,
-        "page": number,
-        "pages": max(-(-len(rows) // DEVICES_A_PAGE), 1),
+        "page": page.number,
+        "pages": page.pages,
     }
 
 

@@ -22,7 +22,7 @@ from penchant.server.console.operations import AT_ONCE, RunTurn, fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.run_form import FormField
 from penchant.server.console.views.common import all_runs, location_of, whole_number
-from penchant.server.monitoring.run_history import RunLocation, config_text
+from penchant.server.monitoring.run_history import RunLocation
 
 __all__ = ["again", "check", "new", "start", "too_old"]
 
@@ -321,7 +321,7 @@ def _begun(request: ConsoleRequest, offer: Offer, wanted: str, name: str = "") -
         fleet = next((one for one in fleets if fleet_recipe(one) == wanted), fleet)
     else:
         location = location_of(request.operations, wanted)
-        text = config_text(location.directory)
+        text = request.operations.copied(location)
         fleet = request.operations.fleet_of(location) or fleet
     try:
         return Draft(name, wanted, fleet, run_form.beginning(RunConfig.keys_in(text)))
