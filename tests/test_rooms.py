@@ -147,7 +147,12 @@ LATE = {
     "numpy": ("deploy/datasets/partitions.py",),
     "penchant.client.device.export": ("deploy/fleet/release_files.py",),
     "penchant.client.learning.active": ("client/device/labelling.py",),
-    "penchant.client.learning.model_cache": ("deploy/fleet/release_files.py",),
+    "penchant.client.learning.in_this_process": ("client/learning/training_process.py",),
+    "penchant.client.learning.model_cache": (
+        "client/learning/model_facts.py",
+        "client/learning/training_process.py",
+        "deploy/fleet/release_files.py",
+    ),
     "penchant.common.model.modules": ("deploy/fleet/release_files.py",),
     "penchant.common.model.signature": ("deploy/fleet/run_signature.py",),
     "penchant.deploy.simulation.ray": ("deploy/simulation/runner.py",),
