@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -146,7 +147,12 @@ LATE = {
     "numpy": ("deploy/datasets/partitions.py",),
     "penchant.client.device.export": ("deploy/fleet/release_files.py",),
     "penchant.client.learning.active": ("client/device/labelling.py",),
-    "penchant.client.learning.model_cache": ("deploy/fleet/release_files.py",),
+    "penchant.client.learning.in_this_process": ("client/learning/training_process.py",),
+    "penchant.client.learning.model_cache": (
+        "client/learning/model_facts.py",
+        "client/learning/training_process.py",
+        "deploy/fleet/release_files.py",
+    ),
     "penchant.common.model.modules": ("deploy/fleet/release_files.py",),
     "penchant.common.model.signature": ("deploy/fleet/run_signature.py",),
     "penchant.deploy.simulation.ray": ("deploy/simulation/runner.py",),
@@ -418,6 +424,27 @@ def test_what_stays_up_beside_a_server_loads_no_torch() -> None:
     script += "sys.exit('torch is loaded' if 'torch' in sys.modules else 0)\n"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+OWNERS_LINES = ("request --out asked", "pause", "pause --off", "runs", "import choices.jsonl")
+
+
+def test_a_device_that_only_takes_part_loads_no_torch(tmp_path: Path) -> None:
+    """The agent's process and the commands that need no model; the processes that train load it."""
+    choice = {"prompt": "on it: ", "chosen": "yes", "rejected": "no"}
+    (tmp_path / "choices.jsonl").write_text(json.dumps(choice) + "\n")
+    script = (
+        "import sys\nimport penchant.client.agent.socket, penchant.client.device.joining\n"
+        "from penchant.deploy.cli.main import main\n"
+        f"for line in {OWNERS_LINES!r}:\n"
+        "    sys.argv = ['penchant', 'device', *line.split(), '--home', 'device']\n"
+        "    try:\n        main()\n    except SystemExit as leave:\n        assert not leave.code, line\n"
+        "    assert 'torch' not in sys.modules, line\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 new choices recorded" in done.stdout
 
 
 # --- words and files agree ------------------------------------------------------------------------

@@ -27,8 +27,7 @@ from penchant.client.agent.owner import Choices, Owner, member_identity
 from penchant.client.agent.policy import MOST_COUNTED, OwnerPolicy, checked_factors
 from penchant.client.agent.privacy_cost import budget_of, cost_of, honest_in
 from penchant.client.agent.round_work import Pace, RoundWork
-from penchant.client.learning.local_round import contribution_of
-from penchant.client.learning.trainer import Outcome
+from penchant.client.learning.outcome import Outcome, contribution_of
 from penchant.client.learning.workplace import Job, Workplace
 from penchant.client.secagg import Done, Participant, Role, RoleOf, SecAggPolicy, SharesDealt
 from penchant.client.vault.budget import Room
@@ -379,7 +378,7 @@ class Agent:
         size = announced.length(plan, split)
         policy.check_size(split)
         factors = checked_factors(announce.factors, size, policy.max_factor)
-        shared, start = announced.parts(plan, split, factors)
+        shared, start = announced.parts(plan, split, factors, loaded.start)
         policy.check_norms(split, shared, start, loaded.norms)
         return _Task(announce, policy, plan, split, layout, shared, start)
 

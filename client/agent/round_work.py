@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from penchant.client.learning.trainer import Outcome
+from penchant.client.learning.outcome import Outcome
 from penchant.client.learning.workplace import Job, Workplace
 from penchant.common.errors import PenchantError
 

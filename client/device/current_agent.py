@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from penchant.client.device.device import Device
+from penchant.client.device.home import DeviceHome
 from penchant.common.errors import PenchantError
 from penchant.common.printable import one_line
 
@@ -25,7 +25,7 @@ class CurrentAgent:
         joined: called with the number of a new member, once it answers.
     """
 
-    def __init__(self, device: Device, joined: Callable[[int], None] = lambda member: None) -> None:
+    def __init__(self, device: DeviceHome, joined: Callable[[int], None] = lambda member: None) -> None:
         self._device = device
         self._joined = joined
         self._agent, self._certificate = device.agent(), _certificate(device)
@@ -48,7 +48,7 @@ class CurrentAgent:
         self._joined(self._device.member or 0)
 
 
-def _certificate(device: Device) -> object:
+def _certificate(device: DeviceHome) -> object:
     """By what the device is known in its fleet; None where it is in none."""
     identity = device.identity()
     return None if identity is None else identity.certificate

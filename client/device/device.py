@@ -1,42 +1,25 @@
-"""A device's directory, and what its owner does there without any server.
-
-policy.toml      what the owner allows; only the owner writes it
-model.toml       base model, adapter and training for work on the device alone
-preferences.db   recorded choices and ties (`client.device.preference_store`), each sealed under its own key,
-                 and that there is a ledger of privacy in vault.db
-vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
-fitted.db        how sure the personal factor is, and whether rightly (`client.device.fitted`); sealed
-*.keys           those keys: what is destroyed when something is forgotten
-vault.root       the root key that opens all of it, itself under a passphrase if the owner chose one
-paused           there while the owner has paused the device
-"""
+"""What a device's owner does with its model, without any server: train, rank, ask, judge, export, forget."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import time
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tomli_w
 from numpy.typing import NDArray
 
 from penchant.client.agent.agent import Agent, Model
-from penchant.client.agent.known_lists import MEMBERS
-from penchant.client.agent.owner import Choices, member_identity
+from penchant.client.agent.owner import member_identity
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.agent.privacy_cost import budget_of
-from penchant.client.agent.round_work import WallClock
 from penchant.client.device.conversation_form import learned_from_conversations
 from penchant.client.device.explaining import Explanation, explained
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.fitted import About, Fitted, personal_digest
+from penchant.client.device.home import AUTHORITY, MODEL, DeviceHome, OfflineConfig
 from penchant.client.device.known_release import (
     KnownFleets,
     KnownRelease,
@@ -48,8 +31,6 @@ from penchant.client.device.known_release import (
 )
 from penchant.client.device.onnx_export import export_onnx
 from penchant.client.device.preference_store import (
-    Added,
-    PreferenceStore,
     Recorded,
     RecordedTie,
     held_out,
@@ -60,22 +41,19 @@ from penchant.client.device.ranked import Ranked
 from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.best_of_n import Generator
 from penchant.client.learning.doubt import Doubt, doubt_of, numbers_kept
+from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.laplace import Laplace, probability
 from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer, prior_of
+from penchant.client.learning.outcome import Counts
 from penchant.client.learning.proxy_gap import ProxyGap, proxy_gap
-from penchant.client.learning.trainer import Counts, LocalTrainer
-from penchant.client.learning.training_process import TrainingProcess
-from penchant.client.learning.workplace import InThisProcess, Workplace
+from penchant.client.learning.trainer import LocalTrainer
 from penchant.client.vault.budget import ALONE, RELEASED, DiskUse, Room
 from penchant.client.vault.fitted_store import FittedStore
 from penchant.client.vault.ownership import read_owned
 from penchant.client.vault.run_ledger import KnownRun
-from penchant.client.vault.sealing import SealedStorage
-from penchant.client.vault.vault import Vault
-from penchant.common.config import AdapterConfig, ModelConfig, Plan, TrainingConfig, refuse_unread_head
-from penchant.common.crypto.entropy import SystemEntropy
+from penchant.common.config import Plan
 from penchant.common.data.preferences import Preference, without_ties
 from penchant.common.errors import (
     BaseModelError,
@@ -86,14 +64,11 @@ from penchant.common.errors import (
     PolicyRefusal,
     UsageError,
 )
-from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
-from penchant.common.membership.identity import Identity, Membership, authority_digest
+from penchant.common.membership.identity import authority_digest
 from penchant.common.membership.release_manifest import ReleaseAsk, ReleaseManifest, ReleaseOffer
 from penchant.common.model.davidson import habits_of, nu_of
 from penchant.common.model.reward import Reading
-from penchant.common.settings import Section, build_section, section_table
-from penchant.common.shares import EVERYONE_ALONE
-from penchant.common.storage import write_private
+from penchant.common.settings import build_section
 from penchant.common.wire.codec import decode_record, encode_record
 from penchant.common.wording import counted
 
@@ -103,7 +78,6 @@ __all__ = [
     "Forgotten",
     "Liked",
     "ModelInUse",
-    "OfflineConfig",
     "Quality",
     "Ranked",
     "Report",
@@ -112,10 +86,6 @@ __all__ = [
 
 Vector = NDArray[np.float32]
 
-POLICY = "policy.toml"
-MODEL = "model.toml"
-PAUSED = "paused"
-PENDING, IDENTITY, AUTHORITY, SECRET = "pending key", "identity", "authority", "device secret"
 SEED = 0  # of the common start; protects nothing
 TRAIN = "`penchant device train`"
 OTHER_SETTINGS = f"the model was trained with other settings than model.toml has now: {TRAIN}"
@@ -123,28 +93,8 @@ POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each,
 KEPT_MOST = 1 << 26  # numbers, 4 bytes each, that are kept so that errors can be told
 
 
-OFFLINE_TRAINING = TrainingConfig(lr_personal=1e-3, lr_head=1e-2, local_epochs=6)
-
-
 def _nobody(said: str) -> None:
     """Who listens to nothing."""
-
-
-@dataclass(frozen=True)
-class OfflineConfig(Section):
-    """What the device uses before it has joined a run: all that is trained is personal."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(share=EVERYONE_ALONE))
-    training: TrainingConfig = field(default_factory=lambda: OFFLINE_TRAINING)
-
-    def _check(self) -> None:
-        # a file that leaves training.lr_head out has TrainingConfig's own
-        refuse_unread_head(self.model, self.training, OFFLINE_TRAINING, TrainingConfig())
-
-    @classmethod
-    def _title(cls) -> str:
-        return "offline"
 
 
 @dataclass(frozen=True)
@@ -273,62 +223,23 @@ class Report:
     release: KnownRelease | None = None  # the newest that was meant for this device
 
 
-class Device:
-    """One device, for its owner, who is the `Owner` that its agent asks.
-
-    Opening it makes what is missing; a wrong passphrase is refused first.
-    """
+class Device(DeviceHome):
+    """One device, for its owner: its home, and what needs a model."""
 
     def __init__(
         self, directory: Path, passphrase: str | None = None, model_cache: ModelCache | None = None
     ) -> None:
-        self.directory = directory
-        self.storage = SealedStorage.of(directory, passphrase)
-        self.store = PreferenceStore(directory, self.storage)
-        self.vault = Vault(directory, self.storage, self.store)
+        super().__init__(directory, passphrase)
         self._fitted = Fitted(FittedStore(directory, self.storage))
         self._shares_cache = model_cache is not None
-        self._training: TrainingProcess | None = None  # of its agents
         self._model_cache = ModelCache() if model_cache is None else model_cache
-        for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
-            path = directory / name
-            if not path.exists():
-                write_private(path, text.encode(), replace=False)
 
-    # --- what the owner allows -----------------------------------------------------------------------
-
-    def policy(self) -> OwnerPolicy:
-        """As it is now; the agent reads it for each message."""
-        policy = OwnerPolicy.read(self.directory / POLICY)
-        return replace(policy, paused=True) if self.paused else policy
-
-    @property
-    def paused(self) -> bool:
-        """Whether the owner paused the device; policy.toml may say so as well."""
-        return (self.directory / PAUSED).exists()
-
-    def pause(self) -> None:
-        """Take part in nothing until `resume`."""
-        write_private(self.directory / PAUSED, b"")
-
-    def resume(self) -> None:
-        """Take part again, as the policy says. UsageError when policy.toml itself says paused."""
-        if OwnerPolicy.read(self.directory / POLICY).paused:
-            raise UsageError(f"{self.directory / POLICY} says paused = true; change it there")
-        try:
-            (self.directory / PAUSED).unlink(missing_ok=True)
-        except OSError as error:
-            raise DeviceError(f"can't end the pause: {error.strerror}; this device stays paused") from None
-
-    # --- choices -------------------------------------------------------------------------------------
-
-    def choices(self) -> Choices:
-        """As they are now; the agent reads them for each round."""
-        return Choices(*self.store.sides())
-
-    def record(self, preferences: Iterable[Preference], source: str = "import") -> Added:
-        """Record choices and ties, all or none."""
-        return self.store.add(preferences, source)
+    def agent(self) -> Agent:
+        """As `DeviceHome.agent`; but where this device was opened with a model cache that others share, it
+        works in this process and waits for nothing."""
+        if self._shares_cache:
+            return self._agent(InThisProcess(self._model_cache), None)
+        return super().agent()
 
     # --- the model -----------------------------------------------------------------------------------
 
@@ -582,17 +493,6 @@ class Device:
         except ConfigError:  # `absent` says so
             return None
 
-    def give_up_budget(self) -> None:
-        """Count all of the owner's budget as spent, where the ledger of privacy was lost or set back."""
-        self.vault.privacy.give_up(budget_of(self.policy()))
-
-    def accept_run(self, named: str) -> bytes:
-        """Take part in the run whose id begins with `named`, where the policy says runs = "each"; -> its id.
-
-        UsageError when no run, or more than one, that asked for this device is meant.
-        """
-        return self.vault.ledger.accept(named)
-
     def _quality(self) -> tuple[Quality | None, str]:
         """(quality, or None, and why)."""
         held = self.choices().validation
@@ -685,43 +585,6 @@ class Device:
         self._fitted.forget()
         return count
 
-    # --- a fleet -------------------------------------------------------------------------------------
-
-    def request(self) -> Request:
-        """What the enrolment authority needs to certify this device. The private key stays here.
-
-        The same request as long as the device has not joined.
-        """
-        private = self.vault.blob(PENDING)
-        if not private:
-            private = os.urandom(32)
-            self.vault.keep_blob(PENDING, private)
-        return request(private)
-
-    def join(self, answer: bytes, authority: bytes) -> int:
-        """Take the authority's answer; -> the member number. `authority`: its 32-byte digest, which came by
-        another way than the answer.
-
-        Raises CertificateError when the answer is of another authority or for another device,
-        MembershipError when its list does not hold this device now.
-        """
-        private = self.vault.blob(PENDING)
-        if not private:
-            raise UsageError("this device has asked for nothing; make a request first")
-        given = Answer.decode(answer, authority)
-        identity = Identity(private, given.certificate)
-        now = int(time.time())
-        membership = Membership(given.authority).accept(given.members, now)
-        membership.check(identity.certificate)
-        kept = {AUTHORITY: given.authority, MEMBERS: given.members, IDENTITY: identity.encode(), PENDING: b""}
-        self.vault.keep_blobs(kept)
-        return identity.member
-
-    def leave_notice(self) -> LeaveNotice:
-        """What tells the server that this member left (`joining.tell_server`). Made before `leave` or
-        `forget`: it needs the identity. UsageError when this device is in no fleet."""
-        return LeaveNotice.of(member_identity(self), authority_digest(self.vault.blob(AUTHORITY)))
-
     # --- the fleet's release -------------------------------------------------------------------------
 
     def release(self) -> KnownRelease | None:
@@ -805,68 +668,6 @@ class Device:
         if found is None:
             raise UsageError("this release is for other devices of the fleet first")
         return found[1]
-
-    def leave(self) -> int:
-        """Give up membership: the identity is deleted, no round is joined any more; -> the member number.
-
-        Choices and the personal model stay. A running agent refuses everything from then on. The authority
-        should revoke the member as well.
-        """
-        identity = member_identity(self)
-        self.vault.keep_blobs(dict.fromkeys((IDENTITY, AUTHORITY, PENDING), b""))
-        return identity.member
-
-    @property
-    def member(self) -> int | None:
-        """The member number, None before `join`."""
-        identity = self.identity()
-        return None if identity is None else identity.member
-
-    def agent(self) -> Agent:
-        """The agent of this device, as it takes part in rounds. UsageError before `join`.
-
-        It works in a separate process and keeps to real time, unless this device was opened with a model
-        cache that others share: then it works in this process and waits for nothing.
-        """
-        member_identity(self)
-        self.vault.prune(self.policy().keep_runs)
-        secret = self.vault.blob(SECRET)
-        if not secret:
-            secret = os.urandom(32)
-            self.vault.keep_blob(SECRET, secret)
-        if not self._shares_cache:
-            with suppress(DeviceError):  # of which each round tells the owner
-                self.choices()  # read now, rather than when a server asks
-        return Agent(
-            self.vault,
-            self,
-            workplace=self._workplace(),
-            secret=secret,
-            entropy=SystemEntropy(),
-            ahead=True,
-            pace=None if self._shares_cache else WallClock(),
-            keep_model=True,
-        )
-
-    def _workplace(self) -> Workplace:
-        if self._shares_cache:
-            return InThisProcess(self._model_cache)
-        if self._training is None:  # one for all agents of this device, with the models that it has loaded
-            self._training = TrainingProcess(self.policy().max_training_mb)
-        return self._training
-
-    def identity(self) -> Identity | None:
-        """Who this device is in its fleet, None before `join` and after `leave`."""
-        encoded = self.vault.blob(IDENTITY)
-        if not encoded:
-            self.store.let_go()  # a running agent: the owner has left, and perhaps forgotten everything
-        return Identity.decode(encoded) if encoded else None
-
-    def membership(self) -> Membership:
-        """The authority that the owner joined under; its lists are the agent's business."""
-        return Membership(self.vault.blob(AUTHORITY))
-
-    # --- inner parts ---------------------------------------------------------------------------------
 
     def offline(self) -> OfflineConfig:
         """The settings for work without a run."""
@@ -1059,8 +860,3 @@ def _context(planned: PlannedModel, factors: Vector) -> Model:
 def _epochs(plan: Plan) -> int:
     """Passes of a refit on the device: what the run asks for, and never none."""
     return plan.training.final_fit_epochs or plan.training.local_epochs
-
-
-def _toml(section: Section) -> str:
-    table: dict[str, Any] = section_table(section)
-    return tomli_w.dumps(table)

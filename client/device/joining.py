@@ -25,7 +25,7 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from penchant.client.device.device import Device
+from penchant.client.device.home import DeviceHome
 from penchant.client.device.supernode_files import CA, KEY, SETTINGS, SuperNodeFiles
 from penchant.common.errors import (
     CodecError,
@@ -75,7 +75,7 @@ def https(address: str, context: ssl.SSLContext | None) -> httpx.Client:
     return httpx.Client(base_url=f"https://{address}", verify=verify, timeout=SECONDS, trust_env=False)
 
 
-def join(home: Device, token: JoinToken, folder: Path, socket: Path, connect: Connect = https) -> int:
+def join(home: DeviceHome, token: JoinToken, folder: Path, socket: Path, connect: Connect = https) -> int:
     """Ask to join, or ask again; -> the member number.
 
     Raises:

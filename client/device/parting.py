@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from penchant.client.device import joining
-from penchant.client.device.device import Device
+from penchant.client.device.home import DeviceHome
 from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.errors import PenchantError
 from penchant.common.membership.enrolment import LeaveNotice
@@ -42,7 +42,7 @@ def _in_silence(member: int) -> Iterator[None]:
 
 
 def part(
-    device: Device,
+    device: DeviceHome,
     folder: Path,
     parting: Callable[[], T],
     leaving: Callable[[int], AbstractContextManager[None]] = _in_silence,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from penchant.client.agent.connection_note import QUIET_SECONDS, ConnectionNote
-from penchant.client.device.device import Report
 from penchant.common.membership.manifest import shown_day
 from penchant.common.wording import duration
+
+if TYPE_CHECKING:  # which needs a model
+    from penchant.client.device.device import Report
 
 __all__ = ["TakingPart"]
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from penchant.client.learning.trainer import LocalTrainer, Outcome
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.model.factors import Vector
 from penchant.common.model.reward import PreparedPairs
 

@@ -9,7 +9,7 @@ from penchant.client.learning.blend import blended, with_vote
 from penchant.client.learning.local_round import judged_on, nothing_to_learn, sendable
 from penchant.client.learning.lockstep import Learner, LockstepTrainer
 from penchant.client.learning.model_cache import PlannedModel
-from penchant.client.learning.trainer import Counts, Outcome
+from penchant.client.learning.outcome import Counts, Outcome
 from penchant.client.learning.workplace import Job
 from penchant.common.errors import ConfigError, PenchantError
 from penchant.common.model.factors import Vector

@@ -8,14 +8,15 @@ from dataclasses import replace
 
 from penchant.client.learning.blend import blended, with_vote
 from penchant.client.learning.model_cache import PlannedModel
-from penchant.client.learning.trainer import Counts, LocalTrainer, Outcome
+from penchant.client.learning.outcome import Counts, Outcome
+from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.data.preferences import Preference, without_ties
 from penchant.common.errors import DataError, DeviceError
 from penchant.common.model.factors import Vector
-from penchant.common.secagg.update_vector import JUDGED_MOST, Contribution
+from penchant.common.secagg.update_vector import JUDGED_MOST
 from penchant.common.shares import Fitting
 
-__all__ = ["contribution_of", "judged_on", "nothing_to_learn", "sendable", "work"]
+__all__ = ["judged_on", "nothing_to_learn", "sendable", "work"]
 
 
 def work(
@@ -69,18 +70,6 @@ def sendable(outcome: Outcome) -> Outcome:
     if math.isnan(outcome.loss_sum):
         raise DeviceError("the losses of the received model are no numbers")
     return outcome
-
-
-def contribution_of(outcome: Outcome, *, in_histogram: bool) -> Contribution:
-    """The part of an outcome that goes into the round's sum."""
-    return Contribution(
-        update=outcome.shared_update,
-        weight=outcome.weight,
-        loss=outcome.loss_sum,
-        correct=outcome.judged.correct,
-        total=outcome.judged.total,
-        in_histogram=in_histogram,
-    )
 
 
 def _judged(

@@ -37,7 +37,7 @@ class PlannedModel:
 
     def parts(self, factors: Vector) -> tuple[Vector, Vector]:
         """(shared, common start of the personal part) from announced factors."""
-        return announced.parts(self.plan, self.split, factors)
+        return announced.parts(self.plan, self.split, factors, announced.drawn_start(self.plan, self.split))
 
     def trainer(self, start: Vector) -> LocalTrainer:
         """A trainer that pulls towards `start`, if the plan asks for it."""

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from penchant.client.learning.child_process import Child, answer, end_with_parent, yield_memory
-from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.workplace import LoadedModel
 from penchant.common.config import AdapterConfig, ModelConfig, Plan
 from penchant.common.errors import DeviceError
+from penchant.common.model import announced
+from penchant.common.model.factors import Vector
 from penchant.common.model.signature import ModelSignature
 
-__all__ = ["LOAD_SECONDS", "Facts", "ModelFacts", "facts_from", "facts_of"]
+if TYPE_CHECKING:  # the agent needs no torch: the processes that load a model do
+    from penchant.client.learning.model_cache import ModelCache
+
+__all__ = ["LOAD_SECONDS", "Facts", "ModelFacts", "Told", "facts_of", "told_by"]
 
 KEPT = 8
 """Models of which the facts are kept: a signed run has three at most, one a phase."""
@@ -36,18 +43,28 @@ class Facts:
     norms: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a process that has loaded a model tells of it, for a plan: facts, and `announced.drawn_start`."""
+
+    facts: Facts
+    start: Vector = field(repr=False)
+
+
 class ModelFacts:
     """Facts of models. Each model not yet known is loaded once, in a process that tells them and is gone
     before the facts are returned, so that the training can load it into the memory that is free again."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[ModelConfig, AdapterConfig], Facts] = OrderedDict()
+        self._starts: OrderedDict[tuple[object, ...], Vector] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, plan: Plan, facts: Facts) -> None:
+    def keep(self, plan: Plan, told: Told) -> None:
         """Keep what somebody else has found of the model that `plan` asks for."""
         with self._lock:
-            self._known[plan.model, plan.adapter] = facts
+            self._known[plan.model, plan.adapter] = told.facts
+            self._starts[_of_start(plan)] = told.start
 
     def of(self, plan: Plan) -> LoadedModel:
         """The facts of the model that `plan` asks for.
@@ -57,30 +74,51 @@ class ModelFacts:
         """
         wanted = plan.model, plan.adapter
         with self._lock:
-            facts = self._known.get(wanted)
-            if facts is None:
-                facts = self._known[wanted] = _told(plan)
+            if wanted not in self._known:
+                told = _asked(_tell, plan)
+                self._known[wanted], self._starts[_of_start(plan)] = told.facts, told.start
             self._known.move_to_end(wanted)
-            while len(self._known) > KEPT:
-                self._known.popitem(last=False)
-        return LoadedModel(facts.signature.digest, facts.signature.split(plan), facts.norms)
+            facts, start = self._known[wanted], self._start(plan, self._known[wanted].signature)
+            _forget_oldest(self._known)
+            _forget_oldest(self._starts)
+        return LoadedModel(facts.signature.digest, facts.signature.split(plan), facts.norms, start)
+
+    def _start(self, plan: Plan, signature: ModelSignature) -> Vector:
+        """What the plan's seed draws; by a process without a model, where the facts came of another plan."""
+        if plan.start_sent:
+            return np.empty(0, np.float32)
+        wanted = _of_start(plan)
+        if wanted not in self._starts:
+            self._starts[wanted] = _asked(_draw, plan, signature)
+        self._starts.move_to_end(wanted)
+        return self._starts[wanted]
 
 
-def _told(plan: Plan) -> Facts:
-    child = Child(_tell, plan, name=NAME)
+def _of_start(plan: Plan) -> tuple[object, ...]:
+    """What the start of a plan's personal part depends on."""
+    return plan.model, plan.adapter, plan.head, plan.phase == "warmup", plan.start_sent, plan.seed
+
+
+def _forget_oldest(kept: OrderedDict[Any, Any]) -> None:
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
+
+
+def _asked(main: Callable[..., None], *arguments: Any) -> Any:
+    """What a process of its own tells, which is gone then. Raises as `ModelFacts.of`."""
+    child = Child(main, *arguments, name=NAME)
     try:
-        return facts_from(child)
+        return told_by(child)
     finally:
         child.close()
 
 
-def facts_from(child: Child) -> Facts:
-    """The facts that a process tells of the model that it loads. Raises as `ModelFacts.of`."""
+def told_by(child: Child) -> Any:
+    """What a process tells once it has loaded a model. Raises as `ModelFacts.of`."""
     try:
         if not child.ready(LOAD_SECONDS):
             raise DeviceError(f"the base model was not loaded within {LOAD_SECONDS:g} s")
-        facts: Facts = child.reply()
-        return facts
+        return child.reply()
     except (EOFError, OSError):
         raise DeviceError("the process that loads the base model was ended; has memory run out?") from None
 
@@ -91,10 +129,19 @@ def facts_from(child: Child) -> Facts:
 def _tell(connection: Connection, plan: Plan) -> None:
     yield_memory(GOES_SECOND)
     end_with_parent()
+    from penchant.client.learning.model_cache import ModelCache
+
     answer(connection, lambda: facts_of(ModelCache(), plan))
 
 
-def facts_of(models: ModelCache, plan: Plan) -> Facts:
-    """The facts of a model, loaded if need be."""
+def _draw(connection: Connection, plan: Plan, signature: ModelSignature) -> None:
+    yield_memory(GOES_SECOND)
+    end_with_parent()
+    answer(connection, lambda: announced.drawn_start(plan, signature.split(plan)))
+
+
+def facts_of(models: ModelCache, plan: Plan) -> Told:
+    """The facts of a model, loaded if need be, and the start that `plan` draws."""
     planned = models.of(plan)
-    return Facts(planned.model_signature, planned.model.weight_norms)
+    facts = Facts(planned.model_signature, planned.model.weight_norms)
+    return Told(facts, announced.drawn_start(plan, planned.split))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from penchant.client.learning.outcome import Counts, Outcome
 from penchant.common.config import TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.davidson import bradley_terry, davidson, tie_probability
@@ -23,50 +24,6 @@ from penchant.common.shares import HEADS, Fitting
 
 Leaves = dict[str, Tensor]
 Rates = dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses, each times what
-    its strength makes it count; tied are those, none of them correct, whose two scores are equal.
-
-    Ties that the person said are in none of these four, but counted in `ties`; `ties_expected` of them the
-    model expects among all pairs.
-    """
-
-    correct: int = field(repr=False)
-    total: int = field(repr=False)
-    loss_sum: float = field(repr=False)
-    tied: int = field(default=0, repr=False)
-    ties: int = field(default=0, repr=False)
-    ties_expected: float = field(default=0.0, repr=False)
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total if self.total else float("nan")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What local training made.
-
-    shared_update: trained minus received shared vector, float32 [d_shared];
-    personal: the new personal vector, float32 [d_personal];
-    weight: number of choices; before: counts of the model it started from, on the training pairs;
-    steps: optimiser steps taken; judged: counts on the pairs held out, none if it was not judged.
-    """
-
-    shared_update: Vector = field(repr=False)
-    personal: Vector = field(repr=False)
-    weight: int = field(repr=False)
-    before: Counts
-    steps: int
-    judged: Counts = Counts(0, 0, 0.0)
-
-    @property
-    def loss_sum(self) -> float:
-        """Sum of the losses of the model it started from."""
-        return self.before.loss_sum
 
 
 @dataclass(frozen=True, slots=True)

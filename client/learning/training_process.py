@@ -16,14 +16,18 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penchant.client.learning.child_process import Child, answer, end_with_parent, yield_memory
-from penchant.client.learning.model_cache import ModelCache
-from penchant.client.learning.model_facts import LOAD_SECONDS, Facts, ModelFacts, facts_from, facts_of
-from penchant.client.learning.trainer import Outcome
-from penchant.client.learning.workplace import InThisProcess, Job, LoadedModel
+from penchant.client.learning.model_facts import LOAD_SECONDS, ModelFacts, Told, facts_of, told_by
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.workplace import Job, LoadedModel
 from penchant.common.config import Plan
 from penchant.common.errors import DeviceError, PenchantError
+
+if TYPE_CHECKING:  # the agent needs no torch: the process that trains does
+    from penchant.client.learning.in_this_process import InThisProcess
+    from penchant.client.learning.model_cache import ModelCache
 
 __all__ = ["TrainingProcess"]
 
@@ -101,13 +105,14 @@ class TrainingProcess:
         if worker is not None:
             worker.close()
 
-    def _warm(self, plan: Plan) -> Facts:
+    def _warm(self, plan: Plan) -> Told:
         """Have the process and its model there before the first job; -> what it knows of the model."""
         with self._turn:
             worker = self._running()
             try:
                 worker.tell(("load", plan))
-                return facts_from(worker)
+                told: Told = told_by(worker)
+                return told
             except DeviceError:
                 self.close()
                 raise
@@ -191,6 +196,9 @@ def _serve(connection: Connection, memory_mb: int) -> None:
         os.nice(NICENESS)
     yield_memory(GOES_FIRST)
     end_with_parent()
+    from penchant.client.learning.in_this_process import InThisProcess
+    from penchant.client.learning.model_cache import ModelCache
+
     models = ModelCache()
     place = InThisProcess(models)
     while True:
@@ -205,7 +213,7 @@ def _serve(connection: Connection, memory_mb: int) -> None:
         del subject  # the choices of a job that is done are not kept
 
 
-def _load(models: ModelCache, plan: Plan) -> Facts:
+def _load(models: ModelCache, plan: Plan) -> Told:
     _bound_memory(None)
     return facts_of(models, plan)
 

@@ -16,7 +16,7 @@ from penchant.common.errors import AgreementError
 if TYPE_CHECKING:  # whoever only joins numbers needs no torch
     from penchant.common.model.factors import Split, Vector
 
-__all__ = ["LARGEST", "check", "join", "length", "parts"]
+__all__ = ["LARGEST", "check", "drawn_start", "join", "length", "parts"]
 
 LARGEST = 1e3
 """The largest absolute value of an announced number that a device takes, unless its owner says otherwise."""
@@ -41,7 +41,15 @@ def length(plan: Plan, split: Split) -> int:
     return split.shared.size + (split.personal.size if plan.start_sent else 0)
 
 
-def parts(plan: Plan, split: Split, factors: Vector) -> tuple[Vector, Vector]:
-    """(shared factors, start of the personal part) of the announced `factors`: what `join` put together."""
+def drawn_start(plan: Plan, split: Split) -> Vector:
+    """The common start of the personal part, [d_personal], where `plan` does not send one; else empty."""
+    return np.empty(0, np.float32) if plan.start_sent else split.initial(plan.seed)[1]
+
+
+def parts(plan: Plan, split: Split, factors: Vector, drawn: Vector) -> tuple[Vector, Vector]:
+    """(shared factors, start of the personal part) of the announced `factors`: what `join` put together.
+
+    drawn: the start that `drawn_start` gives.
+    """
     shared, start = factors[: split.shared.size], factors[split.shared.size :]
-    return shared, start if plan.start_sent else split.initial(plan.seed)[1]
+    return shared, start if plan.start_sent else drawn

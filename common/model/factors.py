@@ -13,18 +13,40 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from penchant.common.config import AdapterConfig
 from penchant.common.errors import CodecError, ConfigError
-from penchant.common.model.modules import AdaptedModule, BaseTensor
 from penchant.common.shares import BASE, HEAD, Factor, Head, Part, ShareRule, Side, Start
 
+if TYPE_CHECKING:  # a server, and a device that only answers it, count and cut vectors without torch
+    from torch import Tensor
+
 Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedModule:
+    """One adapted linear module of the backbone."""
+
+    name: str  # path from the backbone's root, "encoder.layer.5.output.dense"
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseTensor:
+    """One parameter of the base model that is trained and shared as well.
+
+    What is trained and sent is its change, which starts at 0: a server needs no weights.
+    """
+
+    name: str  # path from the backbone's root, "encoder.layer.5.output.LayerNorm.weight"
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +84,8 @@ class Layout:
         """Tensors by name -> one float32 vector [size]. ConfigError when names or shapes differ."""
         if set(tensors) != set(self.names):
             raise ConfigError(f"tensors {sorted(tensors)} are not those of the split: {sorted(self.names)}")
+        import torch
+
         vector = np.empty(self.size, dtype=np.float32)
         start = 0
         for spec in self.specs:
@@ -85,6 +109,8 @@ class Layout:
 
     def unflatten(self, vector: Vector) -> dict[str, Tensor]:
         """One vector [size] -> CPU tensors by name that share no memory with it."""
+        import torch
+
         return {name: torch.from_numpy(array) for name, array in self.named(vector).items()}
 
     def check(self, vector: Vector) -> None:
@@ -144,7 +170,7 @@ class Split:
         self.specs = specs
         self.shared = Layout(tuple(spec for spec in specs if spec.part is Part.SHARED))
         self.personal = Layout(tuple(spec for spec in specs if spec.part is Part.PERSONAL))
-        self._frozen = {spec.name: _draw(spec, seed) for spec in specs if spec.part is Part.FROZEN}
+        self._seed = seed
 
     @classmethod
     def of(
@@ -197,6 +223,8 @@ class Split:
 
         ConfigError when a rule of another package composes factors of the wrong shape.
         """
+        import torch
+
         trained = {**shared, **personal}
         place = next((tensor.device for tensor in trained.values()), torch.device("cpu"))
         tensors = {name: tensor.to(place) for name, tensor in self._frozen.items()} | trained
@@ -225,6 +253,11 @@ class Split:
         deviation = spread.deviation(float(shared[self.spread_tensor]))
         return {s.name: deviation for s in self.personal.specs if self.rule.role_of(s.name) in spread.of}
 
+    @cached_property
+    def _frozen(self) -> Mapping[str, Tensor]:
+        """The tensors that stay as they were drawn, by name."""
+        return {spec.name: _draw(spec, self._seed) for spec in self.specs if spec.part is Part.FROZEN}
+
     def _composed(self, module: AdaptedModule, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         by_role = {factor.role: tensors[factor.named(module.name)] for factor in self.rule.in_modules}
         a, b = self.rule.compose(by_role)
@@ -239,6 +272,8 @@ class Split:
     def _head(self, tensors: Mapping[str, Tensor]) -> Tensor:
         rule = self.rule
         if self.head is Head.NONE:
+            import torch
+
             return torch.empty(0)
         if rule.compose_head is None:
             return tensors[HEAD]
@@ -271,6 +306,8 @@ class Split:
 
 def _draw(spec: TensorSpec, seed: int) -> Tensor:
     """A tensor's start; see `Split.initial`."""
+    import torch
+
     match spec.start:
         case Start.ZEROS:
             return torch.zeros(spec.shape)

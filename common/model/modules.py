@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,29 +12,10 @@ from torch import Tensor, nn
 
 from penchant.common.config import AdapterConfig
 from penchant.common.errors import BaseModelError
+from penchant.common.model.factors import AdaptedModule, BaseTensor
 
 AUTO = "auto"
 CONV1D = "Conv1D"  # of transformers, which the server does without
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptedModule:
-    """One adapted linear module of the backbone."""
-
-    name: str  # path from the backbone's root, "encoder.layer.5.output.dense"
-    in_features: int
-    out_features: int
-
-
-@dataclass(frozen=True, slots=True)
-class BaseTensor:
-    """One parameter of the base model that is trained and shared as well.
-
-    What is trained and sent is its change, which starts at 0: a server needs no weights.
-    """
-
-    name: str  # path from the backbone's root, "encoder.layer.5.output.LayerNorm.weight"
-    shape: tuple[int, ...]
 
 
 def is_linear(module: nn.Module) -> bool:

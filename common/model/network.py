@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from penchant.common.model.factors import MergedWeights
+from penchant.common.model.factors import AdaptedModule, MergedWeights
 from penchant.common.model.log_probability import Unembedding
-from penchant.common.model.modules import AdaptedModule
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from penchant.common.config import Plan
 from penchant.common.errors import RunDirectoryError
 from penchant.common.foreign_files import read_json
-from penchant.common.model.factors import Split
-from penchant.common.model.modules import AdaptedModule, BaseTensor
+from penchant.common.model.factors import AdaptedModule, BaseTensor, Split
 
 if TYPE_CHECKING:  # the server needs no backbone
     from penchant.common.model.reward import RewardModel

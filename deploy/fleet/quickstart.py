@@ -42,7 +42,7 @@ from penchant.deploy.owner_policy import fleet_policy, policy_for
 from penchant.deploy.recipes import recipe
 from penchant.deploy.run_directory import claim
 
-__all__ = ["RUN", "Quickstart", "live_again", "next_steps", "quickstart"]
+__all__ = ["RUN", "Quickstart", "live_again", "live_fleet", "next_steps", "quickstart"]
 
 RUN = "quickstart"
 JOIN_SECONDS = 120.0
@@ -69,12 +69,9 @@ class Quickstart:
 def quickstart(plan: Quickstart, say: Callable[[str], None]) -> Path:
     """Bring a fleet up, run all rounds, take it down; -> the server's directory, which `status` reads.
 
-    Raises UsageError for a directory in use or too few devices, GatewayError without nginx, and RoundFailed
-    when the run does not come to its end. Nothing is left running in any case.
+    Raises as `live_fleet`, and RoundFailed when the run does not come to its end.
     """
-    with _fleet(plan, say) as server_directory, ExitStack() as devices:
-        say(f"4 of 6: {plan.devices} devices start, {A_DEVICE}")
-        _connected(devices, _homes(plan.directory))
+    with live_fleet(plan, say) as server_directory:
         say(
             f"5 of 6: the authority signs what the run may ask; then {plan.rounds} rounds and a closing one, "
             "of five exchanges with all devices each"
@@ -85,6 +82,56 @@ def quickstart(plan: Quickstart, say: Callable[[str], None]) -> Path:
     for line in learned(plan.directory):
         say(line)
     return server_directory.path
+
+
+@contextmanager
+def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerDirectory]:
+    """A fleet that is up inside the block: its server, whose run `RUN` is made and not yet begun.
+
+    Raises UsageError for a directory in use or too few devices, GatewayError without nginx. Nothing is left
+    running in any case.
+    """
+    gateway.stream_module()
+    if plan.directory.exists() and (not plan.directory.is_dir() or any(plan.directory.iterdir())):
+        again = "; --again brings its fleet up once more" if _homes(plan.directory) else ""
+        raise UsageError(f"{plan.directory} is in use; choose an empty directory{again}")
+    config = _config(plan)
+    policy = fleet_policy(config, plan.devices)
+    if policy.lowered:
+        say(
+            f"warning: with {plan.devices} devices every sum holds only {policy.min_honest} honest people "
+            f"(owners ask for {policy.asked_honest} and {policy.asked_colluders} colluders at most, "
+            f"by default); fine to look at, not for anybody's real choices"
+        )
+    if config.privacy.dp_epsilon:
+        say(
+            f"devices add noise for epsilon {config.privacy.dp_epsilon:g}; over {plan.devices} people it "
+            "drowns what they learn together, and their personal parts alone get better"
+        )
+    people = datasets.configured(config.data, config.seed).people
+    with ExitStack() as stack:
+        plan.directory.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_claimed(plan.directory))
+        say(f"1 of 6: an authority, which signs who belongs, and a server are made in {plan.directory}")
+        authority_store = AuthorityStore.init(plan.directory / "authority")
+        server_directory = _server(plan.directory, authority_store)
+        say("2 of 6: the server comes up: SuperLink, executor, enrolment, gateway and the queue of runs")
+        _serve(stack, plan.directory, server_directory, say)
+        say(f"3 of 6: {plan.devices} devices are invited; each asks, and the authority signs")
+        owners = policy_for(config, policy.min_honest, policy.max_colluders)
+        _joined(plan.directory, people, server_directory, owners)
+        for number, person in enumerate(people, 1):
+            say(f"  member {number}: {person.name}, with {len(without_ties(person.train))} choices")
+        say(f"4 of 6: {plan.devices} devices start, {A_DEVICE}")
+        _connected(stack, _homes(plan.directory))
+        served_run.create(
+            server_directory.run(RUN),
+            config,
+            server_directory.authority,
+            server_directory.membership().encoded,
+        )
+        run_signature.ask(server_directory, RUN)
+        yield server_directory
 
 
 @contextmanager
@@ -168,51 +215,6 @@ def kept_up(parts: Sequence[ChildProcess], *, together: bool = False) -> Iterato
 
 
 # --- inner parts --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerDirectory]:
-    """A new fleet inside the block: its server is up, its devices have joined and are not started, its run is
-    made and not begun. Errors as `quickstart`."""
-    gateway.stream_module()
-    if plan.directory.exists() and (not plan.directory.is_dir() or any(plan.directory.iterdir())):
-        again = "; --again brings its fleet up once more" if _homes(plan.directory) else ""
-        raise UsageError(f"{plan.directory} is in use; choose an empty directory{again}")
-    config = _config(plan)
-    policy = fleet_policy(config, plan.devices)
-    if policy.lowered:
-        say(
-            f"warning: with {plan.devices} devices every sum holds only {policy.min_honest} honest people "
-            f"(owners ask for {policy.asked_honest} and {policy.asked_colluders} colluders at most, "
-            f"by default); fine to look at, not for anybody's real choices"
-        )
-    if config.privacy.dp_epsilon:
-        say(
-            f"devices add noise for epsilon {config.privacy.dp_epsilon:g}; over {plan.devices} people it "
-            "drowns what they learn together, and their personal parts alone get better"
-        )
-    people = datasets.configured(config.data, config.seed).people
-    with ExitStack() as stack:
-        plan.directory.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_claimed(plan.directory))
-        say(f"1 of 6: an authority, which signs who belongs, and a server are made in {plan.directory}")
-        authority_store = AuthorityStore.init(plan.directory / "authority")
-        server_directory = _server(plan.directory, authority_store)
-        say("2 of 6: the server comes up: SuperLink, executor, enrolment, gateway and the queue of runs")
-        _serve(stack, plan.directory, server_directory, say)
-        say(f"3 of 6: {plan.devices} devices are invited; each asks, and the authority signs")
-        owners = policy_for(config, policy.min_honest, policy.max_colluders)
-        _joined(plan.directory, people, server_directory, owners)
-        for number, person in enumerate(people, 1):
-            say(f"  member {number}: {person.name}, with {len(without_ties(person.train))} choices")
-        served_run.create(
-            server_directory.run(RUN),
-            config,
-            server_directory.authority,
-            server_directory.membership().encoded,
-        )
-        run_signature.ask(server_directory, RUN)
-        yield server_directory
 
 
 def _claimed(directory: Path) -> AbstractContextManager[None]:

@@ -25,7 +25,8 @@ from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.agent.owner import Choices, FixedOwner
 from penchant.client.learning.blend import leads
 from penchant.client.learning.model_cache import ModelCache
-from penchant.client.learning.trainer import Counts, counts_of
+from penchant.client.learning.outcome import Counts
+from penchant.client.learning.trainer import counts_of
 from penchant.client.vault.vault import Vault
 from penchant.common.config import EvaluateOn, Plan, RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from penchant.client.learning.group_round import work_together
+from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.lockstep import can_lockstep, people_bytes
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
-from penchant.client.learning.trainer import Outcome
-from penchant.client.learning.workplace import InThisProcess, Job, LoadedModel, Workplace
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.workplace import Job, LoadedModel, Workplace
 from penchant.common.config import Plan
 from penchant.common.data.preferences import without_ties
 from penchant.common.errors import DeviceError, PenchantError

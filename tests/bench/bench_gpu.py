@@ -33,7 +33,8 @@ from support.peft_loop import PeftLoop
 from support.random_models import SHAPES, Shape, backbone_of, learners_of, model_of, pairs_of
 
 from penchant.client.learning.lockstep import Learner, LockstepTrainer
-from penchant.client.learning.trainer import LocalTrainer, Outcome
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import TrainingConfig
 from penchant.common.model.prompt_form import joined
 from penchant.common.model.reward import RewardModel

@@ -22,7 +22,7 @@ from flwr.app import Context
 
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.common.config import RunConfig
-from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.factors import AdaptedModule
 from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.transcript import context_digest
 from penchant.common.secagg.update_vector import UpdateLayout

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.random_models import SHAPES, learners_of, model_of, pairs_of
 
 from penchant.client.learning.lockstep import Learner, LockstepTrainer
-from penchant.client.learning.trainer import LocalTrainer, Outcome
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import TrainingConfig
 from penchant.common.model.reward import RewardModel
 

@@ -21,7 +21,8 @@ from penchant.client.agent import agent as agent_module
 from penchant.client.agent.open_attempt import AttemptsInMemory, SealedAttempts
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.learning.workplace import InThisProcess, LoadedModel
+from penchant.client.learning.in_this_process import InThisProcess
+from penchant.client.learning.workplace import LoadedModel
 from penchant.client.secagg import Participant, Role, SecAggPolicy
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan

@@ -21,8 +21,7 @@ from penchant.client.agent import policy as policy_module
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
 from penchant.common.config import AdapterConfig, ModelConfig, Plan, RunConfig, TrainingConfig
 from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
-from penchant.common.model.factors import Split
-from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.factors import AdaptedModule, Split
 from penchant.common.settings import settings_of
 from penchant.common.wire.messages import Announce, Kind
 from penchant.deploy.recipes import recipe

@@ -17,8 +17,9 @@ from support.fleet_scene import FleetScene
 from penchant.client.agent import round_work
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.round_work import RoundWork, WallClock
-from penchant.client.learning.trainer import Counts, Outcome
-from penchant.client.learning.workplace import InThisProcess, Job
+from penchant.client.learning.in_this_process import InThisProcess
+from penchant.client.learning.outcome import Counts, Outcome
+from penchant.client.learning.workplace import Job
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, PolicyRefusal
 from penchant.common.wire.codec import decode_any

@@ -15,8 +15,9 @@ import torch
 from support.tiny_models import write_tiny_chat_model
 
 from penchant.client.device.conversation import Conversation
-from penchant.client.device.device import Device, OfflineConfig
+from penchant.client.device.device import Device
 from penchant.client.device.exported_model import load_exported
+from penchant.client.device.home import OfflineConfig
 from penchant.client.learning.best_of_n import Generator
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import UsageError

@@ -21,7 +21,8 @@ import tomli_w
 from support.tiny_models import write_tiny_model
 
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.device.device import Device, OfflineConfig, Standing
+from penchant.client.device.device import Device, Standing
+from penchant.client.device.home import OfflineConfig
 from penchant.client.device.preference_store import held_out
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError, ConfigError, DataError, DeviceError, UsageError

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tomli_w
 
-from penchant.client.device.device import Device, OfflineConfig, Standing
+from penchant.client.device.device import Device, Standing
 from penchant.client.device.fitted import About, Fitted
+from penchant.client.device.home import OfflineConfig
 from penchant.client.device.preference_store import Recorded, held_out, marks_of
 from penchant.client.device.warm_model import WarmModel
 from penchant.client.learning.laplace import Laplace, probability

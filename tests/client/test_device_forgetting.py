@@ -15,7 +15,8 @@ import pytest
 import tomli_w
 
 from penchant.client.agent.agent import Model
-from penchant.client.device.device import Device, Forgotten, OfflineConfig
+from penchant.client.device.device import Device, Forgotten
+from penchant.client.device.home import OfflineConfig
 from penchant.client.device.preference_store import KEYS as CHOICE_KEYS
 from penchant.client.device.preference_store import PreferenceStore, Recorded, held_out
 from penchant.client.device.privacy_report import PrivacyReport, RunShare

@@ -17,9 +17,10 @@ from support.scene import RUN, identity
 from penchant.client.agent import policy as policy_module
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.model_cache import ModelCache
-from penchant.client.learning.trainer import Outcome
-from penchant.client.learning.workplace import InThisProcess, Job
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.workplace import Job
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, UsageError
 from penchant.common.membership.identity import Identity

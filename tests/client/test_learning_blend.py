@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from penchant.client.learning.blend import blended, chance_of, leads, with_vote
-from penchant.client.learning.trainer import LocalTrainer, Outcome
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import TrainingConfig
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.shares import Factor, Head, Part, ShareRule, Spread, Start

@@ -19,7 +19,8 @@ from penchant.client.learning.group_round import work_together
 from penchant.client.learning.local_round import work
 from penchant.client.learning.lockstep import Learner, LockstepTrainer, can_lockstep
 from penchant.client.learning.model_cache import PlannedModel
-from penchant.client.learning.trainer import LocalTrainer, Outcome
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.trainer import LocalTrainer
 from penchant.client.learning.workplace import Job
 from penchant.common.config import AdapterConfig, ModelConfig, RunConfig, TrainingConfig
 from penchant.common.data.preferences import Preference

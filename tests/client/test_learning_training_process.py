@@ -18,9 +18,10 @@ import pytest
 from support.fleet_scene import some_choices
 
 from penchant.client.learning import model_facts
+from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.training_process import TrainingProcess
-from penchant.client.learning.workplace import InThisProcess, Job
+from penchant.client.learning.workplace import Job
 from penchant.common.config import Plan, RunConfig
 from penchant.common.errors import BaseModelError, DataError, DeviceError
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from penchant.common.config import AdapterConfig
 from penchant.common.errors import CodecError, ConfigError
-from penchant.common.model.factors import Split
-from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.factors import AdaptedModule, Split
 from penchant.common.shares import Head, Part, share_names, share_rule
 
 ONE = (AdaptedModule("encoder.layer.5.output.dense", 6, 4),)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penchant.common.errors import RunDirectoryError
-from penchant.common.model.modules import AdaptedModule, BaseTensor
+from penchant.common.model.factors import AdaptedModule, BaseTensor
 from penchant.common.model.signature import ModelDescription, ModelSignature
 
 SIGNATURE = ModelSignature(

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from penchant.common.config import AdapterConfig, FederationConfig, PrivacyConfig, RunConfig
 from penchant.common.crypto.masks import Ring
 from penchant.common.errors import ConfigError, QuantiserError
-from penchant.common.model.factors import Split
-from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.factors import AdaptedModule, Split
 from penchant.common.secagg.update_vector import BINS, JUDGED_MOST, Contribution, RoundSums, UpdateLayout
 
 SLOTS = (AdaptedModule("block.0.dense", 3, 4), AdaptedModule("block.1.dense", 3, 4))

@@ -13,8 +13,7 @@ import pytest
 
 from penchant.common.config import AdapterConfig, RunConfig
 from penchant.common.errors import ConfigError
-from penchant.common.model.factors import Split
-from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.factors import AdaptedModule, Split
 from penchant.common.shares import (
     EVERYONE_ALONE,
     ONE_FOR_ALL,

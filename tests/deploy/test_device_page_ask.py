@@ -18,7 +18,8 @@ from support.tiny_models import write_tiny_chat_model, write_tiny_model
 from support.upstream import WRITTEN, Upstream, upstream_server
 from typer.testing import CliRunner
 
-from penchant.client.device.device import Device, OfflineConfig
+from penchant.client.device.device import Device
+from penchant.client.device.home import OfflineConfig
 from penchant.client.device.preference_store import Recorded
 from penchant.client.learning.active import ActiveLearner
 from penchant.common.data.preferences import Preference

@@ -15,7 +15,8 @@ import tomli_w
 from support.device_api_scene import chats, motions, new_device
 from typer.testing import CliRunner
 
-from penchant.client.device.device import Device, OfflineConfig
+from penchant.client.device.device import Device
+from penchant.client.device.home import OfflineConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DataError, UsageError
 from penchant.common.settings import section_table

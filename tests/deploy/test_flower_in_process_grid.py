@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.common.config import RunConfig
 from penchant.common.errors import DeviceError, PolicyRefusal
-from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.factors import AdaptedModule
 from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.stages import STAGES
 from penchant.common.secagg.transcript import context_digest

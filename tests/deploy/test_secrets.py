@@ -41,8 +41,8 @@ from support.scene import identity
 from penchant.client.agent.agent import Agent
 from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.agent.owner import Choices
+from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.trainer import LocalTrainer
-from penchant.client.learning.workplace import InThisProcess
 from penchant.client.secagg import Confirmed, Done, Keyed, Masking, SharesDealt, Unmasked
 from penchant.client.vault.vault import Vault
 from penchant.common.crypto.entropy import SeededEntropy

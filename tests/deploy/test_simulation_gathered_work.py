@@ -18,10 +18,11 @@ from support.fleet_scene import some_choices
 from support.tastes import write_choices
 
 from penchant.client.learning.group_round import work_together
+from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.lockstep import people_bytes
 from penchant.client.learning.model_cache import ModelCache
-from penchant.client.learning.trainer import Outcome
-from penchant.client.learning.workplace import InThisProcess, Job
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.workplace import Job
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError, DataError, DeviceError

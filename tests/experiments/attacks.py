@@ -34,8 +34,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests/support
 
-from penchant.client.learning.local_round import contribution_of, work
+from penchant.client.learning.local_round import work
 from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.outcome import contribution_of
 from penchant.common.config import RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.crypto.masks import expand

@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 
 from penchant.common.config import RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
-from penchant.common.model.factors import Split
-from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.factors import AdaptedModule, Split
 from penchant.common.privacy.discrete_gaussian import discrete_gaussian
 from penchant.common.secagg.update_vector import Contribution, UpdateLayout
 

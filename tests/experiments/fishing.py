@@ -35,8 +35,9 @@ from scipy.stats import rankdata
 from support.scene import announcement
 
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.learning.local_round import contribution_of, work
+from penchant.client.learning.local_round import work
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
+from penchant.client.learning.outcome import contribution_of
 from penchant.common.config import RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy
 from penchant.common.data.preferences import Person, Preference

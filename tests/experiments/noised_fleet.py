@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from penchant.client.learning.local_round import contribution_of, work
+from penchant.client.learning.local_round import work
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
+from penchant.client.learning.outcome import contribution_of
 from penchant.common.config import RunConfig, TrainingConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy
 from penchant.common.data.preferences import Person, Preference

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 
 from penchant.client.agent.agent import Agent
+from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.model_cache import ModelCache
-from penchant.client.learning.trainer import Outcome
-from penchant.client.learning.workplace import InThisProcess, Job
+from penchant.client.learning.outcome import Outcome
+from penchant.client.learning.workplace import Job
 from penchant.common.data.preferences import Preference
 from penchant.deploy import run_directory
 from penchant.deploy.configuration import configure

@@ -19,7 +19,7 @@ from support.fake_grid import FakeClock, FakeGrid
 
 from penchant.common.config import Plan, RunConfig
 from penchant.common.errors import JournalError, NotUnmasked, RoundFailed, TooFewDevices, TooManyDropouts
-from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.factors import AdaptedModule
 from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.update_vector import BINS, Contribution, UpdateLayout
 from penchant.common.wire.codec import decode, encode

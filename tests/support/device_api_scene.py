@@ -15,7 +15,8 @@ import httpx
 import tomli_w
 import uvicorn
 
-from penchant.client.device.device import Device, OfflineConfig
+from penchant.client.device.device import Device
+from penchant.client.device.home import OfflineConfig
 from penchant.client.device.warm_model import WarmModel, small_cache
 from penchant.common.data.preferences import Preference
 from penchant.common.settings import section_table

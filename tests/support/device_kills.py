@@ -23,7 +23,8 @@ from support.scene import signed_for
 from penchant.client.agent.agent import Model
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.client.agent.socket import RemoteAgent
-from penchant.client.device.device import Device, OfflineConfig
+from penchant.client.device.device import Device
+from penchant.client.device.home import OfflineConfig
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.errors import RoundFailed

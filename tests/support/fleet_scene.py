@@ -39,8 +39,8 @@ from penchant.client.agent.flower_app import Answer, build_app
 from penchant.client.agent.open_attempt import AttemptsInMemory
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.model_cache import ModelCache
-from penchant.client.learning.workplace import InThisProcess
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Phase, Plan, RunConfig
 from penchant.common.crypto.entropy import SeededEntropy

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from support.deployment import Deployment
 
-from penchant.client.device.device import SECRET, Device
+from penchant.client.device.device import Device
+from penchant.client.device.home import SECRET
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.crypto.entropy import SeededEntropy

@@ -22,7 +22,7 @@ from support.device_api_scene import motions, new_device
 from support.processes import PROGRAM, wait_for
 from system.console_browser import SCREENS, Operator, Served, chromium
 
-from penchant.client.device.device import OfflineConfig
+from penchant.client.device.home import OfflineConfig
 from penchant.common.settings import section_table
 from penchant.deploy.device_page.entrance import Entrance
 from penchant.deploy.device_page.picture import ModelPicture, PictureBook

@@ -23,7 +23,7 @@ from penchant.deploy.cli.device.options import (
     SocketOption,
     make_sure,
     node_folder,
-    open_device,
+    open_home,
 )
 from penchant.deploy.cli.errors import command, notice
 
@@ -49,7 +49,7 @@ def serve(
     with suppress(ValueError, OSError):  # systemd's unit forbids the call, and sets the limit itself
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash writes no keys to a disk
     with only_one(directory):
-        device = open_device(home, passphrase)
+        device = open_home(home, passphrase)
         most = device.policy().max_message_mb * 1024 * 1024
         path = socket or directory / SOCKET
         agent = CurrentAgent(device, lambda member: say(f"member {member} answers on {path}"))
@@ -102,7 +102,7 @@ def runs(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = Fal
     from penchant.deploy.cli.device.reports import AskedRun
     from penchant.deploy.json_tables import plain_value
 
-    device = open_device(home, passphrase)
+    device = open_home(home, passphrase)
     each, known = device.policy().runs == "each", device.vault.ledger.runs()
     asked = [AskedRun.of(run, each) for run in known]
     if as_json:
@@ -123,7 +123,7 @@ def accept_run(
     passphrase: Ask = False,
 ) -> None:
     """Take part in a run, where policy.toml says runs = "each"."""
-    accepted = open_device(home, passphrase).accept_run(run)
+    accepted = open_home(home, passphrase).accept_run(run)
     say(f"this device takes part in run {accepted.hex()}")
 
 
@@ -135,7 +135,7 @@ def spent(
 ) -> None:
     """Count the whole budget of privacy as spent, after its ledger was lost, copied or set back."""
     make_sure(yes, "Count all of max_epsilon as spent, for good?")
-    open_device(home, passphrase).give_up_budget()
+    open_home(home, passphrase).give_up_budget()
     say("the whole budget counts as spent; a larger max_epsilon in policy.toml allows more")
 
 
@@ -146,7 +146,7 @@ def pause(
     passphrase: Ask = False,
 ) -> None:
     """Take part in no round until `penchant device pause --off`."""
-    device = open_device(home, passphrase)
+    device = open_home(home, passphrase)
     if off:
         device.resume()
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +21,7 @@ from penchant.deploy.cli.device.options import (
     file_source,
     lines_of,
     open_device,
+    open_home,
 )
 from penchant.deploy.cli.errors import command, notice
 from penchant.deploy.configuration import names_of
@@ -81,7 +81,7 @@ def import_choices(
     if person is None and not everybody and len(people) > 1:
         person = _owner_among(people, file)
     kept = found.of(person)
-    added = open_device(home, passphrase).record(kept, file_source(file.name))
+    added = open_home(home, passphrase).record(kept, file_source(file.name))
     tied = f" and {counted(added.ties, 'tie')}" if added.ties else ""
     whose = "" if person is None else f" of {one_line(person, NAME_SHOWN)}"
     say(f"{added.new - added.ties} new choices{tied}{whose} recorded, {added.repeated} were there already")
@@ -120,9 +120,12 @@ def label(
             say(report.summary(), error=True)
     else:
         comparisons = compared(prompt, lines_of(str(file)))
-    device = open_device(home, passphrase)
-    with working("looking for what would tell the model most") if most_telling else nullcontext():
-        sitting = Labelling(device.store, comparisons, learner=device.learner if most_telling else None)
+    if most_telling:
+        with working("looking for what would tell the model most"):
+            device = open_device(home, passphrase)
+            sitting = Labelling(device.store, comparisons, learner=device.learner)
+    else:
+        sitting = Labelling(open_home(home, passphrase).store, comparisons)
     try:
         if sitting.question:
             say(f"{sitting.left} to compare. {KEYS}")

@@ -23,7 +23,7 @@ from penchant.deploy.cli.device.options import (
     SocketOption,
     make_sure,
     node_folder,
-    open_device,
+    open_home,
     part,
 )
 from penchant.deploy.cli.errors import command, notice, on_interrupt
@@ -42,7 +42,7 @@ def request(
     """Make this device's keys and write what the authority needs to certify it."""
     if out.exists():
         raise UsageError(f"{out} is there already; choose another --out")
-    data = open_device(home, passphrase).request().encode()
+    data = open_home(home, passphrase).request().encode()
     out.write_bytes(data)
     say(f"give {out} to the enrolment authority; the private key stays here")
 
@@ -83,7 +83,7 @@ def join(
     if authority and authority != read.terms.authority.hex():
         raise UsageError("the token comes from a different authority than --authority names")
     directory = home.expanduser()
-    device, folder = open_device(home, passphrase), node_folder(home, node)
+    device, folder = open_home(home, passphrase), node_folder(home, node)
     with on_interrupt("the same command goes on"):
         member = joining.wait(
             lambda: joining.join(device, read, folder, socket or directory / SOCKET),
@@ -120,7 +120,7 @@ def leave(
 ) -> None:
     """Leave the fleet: the identity is deleted, the server is told; choices and the personal model stay."""
     make_sure(yes, "Leave the fleet?")
-    device = open_device(home, passphrase)
+    device = open_home(home, passphrase)
     part(device, home, node, device.leave)
 
 
@@ -134,7 +134,7 @@ def _accept(answer: bytes, authority: str, home: Path, passphrase: bool) -> None
         digest = b""
     if len(digest) != 32:
         raise UsageError("--authority must be a digest of 64 hexadecimal digits")
-    say(f"this device is member {open_device(home, passphrase).join(answer, digest)}")
+    say(f"this device is member {open_home(home, passphrase).join(answer, digest)}")
 
 
 def _token_or_answer(what: str) -> str | bytes:

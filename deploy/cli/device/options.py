@@ -18,6 +18,7 @@ from penchant.deploy.cli.errors import notice, on_interrupt
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
+    from penchant.client.device.home import DeviceHome
     from penchant.client.learning.model_cache import ModelCache
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "make_sure",
     "node_folder",
     "open_device",
+    "open_home",
     "part",
     "print_table",
 ]
@@ -91,16 +93,29 @@ def open_device(home: Path, ask: bool, model_cache: ModelCache | None = None) ->
     import torch
 
     from penchant.client.device.device import Device
-    from penchant.client.vault.sealing import SealedStorage
 
     torch.set_num_threads(1)
+    return Device(home.expanduser(), _unlocking(home, ask), model_cache)
+
+
+def open_home(home: Path, ask: bool) -> DeviceHome:
+    """As `open_device`, for what needs no model: neither torch nor transformers is loaded."""
+    from penchant.client.device.home import DeviceHome
+
+    return DeviceHome(home.expanduser(), _unlocking(home, ask))
+
+
+def _unlocking(home: Path, ask: bool) -> str | None:
+    """The passphrase of a device's directory; None where it has none."""
+    from penchant.client.vault.sealing import SealedStorage
+
     directory = home.expanduser()
     passphrase = passphrases.given("", PASSPHRASE)
     protected = SealedStorage.asks_passphrase(directory)
     if passphrase is None and (ask or (protected and sys.stdin.isatty())):
         how = f"name a file that holds it in {PASSPHRASE}_FILE"
         passphrase = passphrases.asked("Passphrase", new=protected is None, told=ask, how=how)
-    return Device(directory, passphrase, model_cache)
+    return passphrase
 
 
 def make_sure(yes: bool, question: str) -> None:
@@ -133,7 +148,7 @@ def node_folder(home: Path, node: Path | None) -> Path:
     return node or home.expanduser() / NODE
 
 
-def part(device: Device, home: Path, node: Path | None, parting: Callable[[], T]) -> T:
+def part(device: DeviceHome, home: Path, node: Path | None, parting: Callable[[], T]) -> T:
     """Do `parting`, after which the device is in no fleet; -> what it returns.
 
     The owner reads what is left to do, and of a folder that they named, or that is there, and holds no node.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from penchant.client.device.device import Quality, Report
-from penchant.client.device.known_release import KnownRelease
 from penchant.client.device.privacy_report import PrivacyReport
 from penchant.client.device.taking_part import TakingPart
-from penchant.client.learning.trainer import Counts
+from penchant.client.learning.outcome import Counts
 from penchant.client.vault.budget import DiskUse
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.common.membership.manifest import shown_day
 from penchant.common.membership.release_manifest import EVERYBODY
+
+if TYPE_CHECKING:  # what lists runs needs no model
+    from penchant.client.device.device import Quality, Report
+    from penchant.client.device.known_release import KnownRelease
 
 __all__ = ["AskedRun", "DeviceStatus", "DiskReport", "LeftPart", "Refusal", "ReleaseReport", "RightAnswers"]
 
