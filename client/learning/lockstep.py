@@ -16,16 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from penchant.client.learning.trainer import (
-    Counts,
-    Leaves,
-    Outcome,
-    Rates,
-    batches_of,
-    counts_of,
-    optimizers_of,
-    rates_of,
-)
+from penchant.client.learning.outcome import Counts, Outcome
+from penchant.client.learning.trainer import Leaves, Rates, batches_of, counts_of, optimizers_of, rates_of
 from penchant.common.config import TrainingConfig
 from penchant.common.errors import ConfigError, DeviceError
 from penchant.common.model.factors import Layout, Split, Vector

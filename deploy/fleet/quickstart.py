@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +47,7 @@ __all__ = ["RUN", "Quickstart", "live_again", "live_fleet", "next_steps", "quick
 RUN = "quickstart"
 JOIN_SECONDS = 120.0
 SOCKET = "agent.sock"
+RUNS_PAID = 3  # that owners of a quickstart can pay for
 LOCK = ".quickstart"  # held by the one who has the fleet up
 A_DEVICE = "each an agent with its owner's model and a relay"
 LOOK_SECONDS = 1.0  # between two looks of a relay: an exchange waits for the slowest of them
@@ -118,7 +119,7 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
         say("2 of 6: the server comes up: SuperLink, executor, enrolment, gateway and the queue of runs")
         _serve(stack, plan.directory, server_directory, say)
         say(f"3 of 6: {plan.devices} devices are invited; each asks, and the authority signs")
-        owners = policy_for(config, policy.min_honest, policy.max_colluders)
+        owners = _for_runs(policy_for(config, policy.min_honest, policy.max_colluders))
         _joined(plan.directory, people, server_directory, owners)
         for number, person in enumerate(people, 1):
             say(f"  member {number}: {person.name}, with {len(without_ties(person.train))} choices")
@@ -182,7 +183,7 @@ def next_steps(directory: Path) -> Iterator[str]:
     yield f"                    penchant console {server}"
     yield f"what a device has:  penchant device status --home {shlex.quote(str(directory / 'device-1'))}"
     yield f"up again:           penchant quickstart {shlex.quote(str(directory))} --again"
-    yield f"  then another run: penchant server config {server} > run.toml"
+    yield f"  then another run: penchant server config {server} --like {RUN} > run.toml"
     yield f"                    penchant server run {server} --config run.toml"
 
 
@@ -262,6 +263,11 @@ def _config(plan: Quickstart) -> RunConfig:
     return config.changed(
         {"privacy.min_honest": policy.min_honest, "privacy.max_colluders": policy.max_colluders}
     )
+
+
+def _for_runs(policy: OwnerPolicy) -> OwnerPolicy:
+    """Owners with a budget for some runs more, since somebody wants to try another one."""
+    return replace(policy, max_epsilon=RUNS_PAID * policy.max_epsilon)
 
 
 def _server(directory: Path, authority_store: AuthorityStore) -> ServerDirectory:
