@@ -203,6 +203,8 @@ class DeviceHome:
         encoded = self.vault.blob(IDENTITY)
         if not encoded:
             self.store.let_go()  # a running agent: the owner has left, and perhaps forgotten everything
+            if self._training is not None:
+                self._training.let_go()
         return Identity.decode(encoded) if encoded else None
 
     def membership(self) -> Membership:

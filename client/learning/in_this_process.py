@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from penchant.client.learning.local_round import work
 from penchant.client.learning.model_cache import ModelCache
@@ -26,7 +27,8 @@ class InThisProcess:
         """As `Workplace.load`."""
         planned = self._model_cache.of(plan)
         signature, norms = planned.model_signature, planned.model.weight_norms
-        return LoadedModel(signature.digest, planned.split, norms, announced.drawn_start(plan, planned.split))
+        start = partial(announced.drawn_start, plan, planned.split)
+        return LoadedModel(signature.digest, planned.split, norms, start)
 
     def expect(self, job: Callable[[], Job]) -> None:
         """As `Workplace.expect`: each job is done when it is asked for."""

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,9 @@ class PlannedModel:
 
     def parts(self, factors: Vector) -> tuple[Vector, Vector]:
         """(shared, common start of the personal part) from announced factors."""
-        return announced.parts(self.plan, self.split, factors, announced.drawn_start(self.plan, self.split))
+        return announced.parts(
+            self.plan, self.split, factors, partial(announced.drawn_start, self.plan, self.split)
+        )
 
     def trainer(self, start: Vector) -> LocalTrainer:
         """A trainer that pulls towards `start`, if the plan asks for it."""

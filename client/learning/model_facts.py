@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,11 @@ from penchant.common.model.signature import ModelSignature
 if TYPE_CHECKING:  # the agent needs no torch: the processes that load a model do
     from penchant.client.learning.model_cache import ModelCache
 
-__all__ = ["LOAD_SECONDS", "Facts", "ModelFacts", "Told", "facts_of", "told_by"]
+__all__ = ["LOAD_SECONDS", "Facts", "ModelFacts", "ModelTold", "facts_of", "new_models", "told_by"]
 
 KEPT = 8
 """Models of which the facts are kept: a signed run has three at most, one a phase."""
+STARTS_MOST = 1 << 22  # numbers of starts that are kept, and of one that is told before anybody asks for it
 LOAD_SECONDS = 900.0  # for a base model to be loaded, from a slow disk say
 GOES_SECOND = 500  # when memory runs out: after the training, before the agent
 NAME = "penchant model facts"
@@ -44,11 +46,14 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a process that has loaded a model tells of it, for a plan: facts, and `announced.drawn_start`."""
+class ModelTold:
+    """What a process that has loaded a model tells of it, for a plan: facts, and the start that it draws.
+
+    start: None where the plan sends one, and where it is so large that the owner's bounds are asked first.
+    """
 
     facts: Facts
-    start: Vector = field(repr=False)
+    start: Vector | None = field(repr=False)
 
 
 class ModelFacts:
@@ -60,11 +65,10 @@ class ModelFacts:
         self._starts: OrderedDict[tuple[object, ...], Vector] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, plan: Plan, told: Told) -> None:
+    def keep(self, plan: Plan, told: ModelTold) -> None:
         """Keep what somebody else has found of the model that `plan` asks for."""
         with self._lock:
-            self._known[plan.model, plan.adapter] = told.facts
-            self._starts[_of_start(plan)] = told.start
+            self._keep(plan, told)
 
     def of(self, plan: Plan) -> LoadedModel:
         """The facts of the model that `plan` asks for.
@@ -72,36 +76,43 @@ class ModelFacts:
         Raises BaseModelError or ConfigError as loading and splitting do, DeviceError when the process was
         ended or took too long.
         """
-        wanted = plan.model, plan.adapter
         with self._lock:
-            if wanted not in self._known:
-                told = _asked(_tell, plan)
-                self._known[wanted], self._starts[_of_start(plan)] = told.facts, told.start
-            self._known.move_to_end(wanted)
-            facts, start = self._known[wanted], self._start(plan, self._known[wanted].signature)
-            _forget_oldest(self._known)
-            _forget_oldest(self._starts)
+            if (plan.model, plan.adapter) not in self._known:
+                self._keep(plan, _asked(_tell, plan))
+            self._known.move_to_end((plan.model, plan.adapter))
+            facts = self._known[plan.model, plan.adapter]
+        start = partial(self._start, plan, facts.signature)
         return LoadedModel(facts.signature.digest, facts.signature.split(plan), facts.norms, start)
 
+    def _keep(self, plan: Plan, told: ModelTold) -> None:
+        self._known[plan.model, plan.adapter] = told.facts
+        while len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        if told.start is not None:
+            self._keep_start(plan, told.start)
+
     def _start(self, plan: Plan, signature: ModelSignature) -> Vector:
-        """What the plan's seed draws; by a process without a model, where the facts came of another plan."""
+        """What the plan's seed draws; by a process without a model, where none has told it."""
         if plan.start_sent:
             return np.empty(0, np.float32)
-        wanted = _of_start(plan)
-        if wanted not in self._starts:
-            self._starts[wanted] = _asked(_draw, plan, signature)
-        self._starts.move_to_end(wanted)
-        return self._starts[wanted]
+        with self._lock:
+            start = self._starts.get(_of_start(plan))
+            if start is None:
+                start = self._keep_start(plan, _asked(_draw, plan, signature))
+            return start
+
+    def _keep_start(self, plan: Plan, start: Vector) -> Vector:
+        """Keep it among the latest: the last one, and as many before it as are not too large together."""
+        self._starts[_of_start(plan)] = start
+        self._starts.move_to_end(_of_start(plan))
+        while len(self._starts) > 1 and sum(map(np.size, self._starts.values())) > STARTS_MOST:
+            self._starts.popitem(last=False)
+        return start
 
 
 def _of_start(plan: Plan) -> tuple[object, ...]:
     """What the start of a plan's personal part depends on."""
-    return plan.model, plan.adapter, plan.head, plan.phase == "warmup", plan.start_sent, plan.seed
-
-
-def _forget_oldest(kept: OrderedDict[Any, Any]) -> None:
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
+    return plan.model, plan.adapter, plan.head, plan.phase == "warmup", plan.seed
 
 
 def _asked(main: Callable[..., None], *arguments: Any) -> Any:
@@ -129,9 +140,14 @@ def told_by(child: Child) -> Any:
 def _tell(connection: Connection, plan: Plan) -> None:
     yield_memory(GOES_SECOND)
     end_with_parent()
+    answer(connection, lambda: facts_of(new_models(), plan))
+
+
+def new_models() -> ModelCache:
+    """Models for this process. Here, where an installation that is broken is told as other faults are."""
     from penchant.client.learning.model_cache import ModelCache
 
-    answer(connection, lambda: facts_of(ModelCache(), plan))
+    return ModelCache()
 
 
 def _draw(connection: Connection, plan: Plan, signature: ModelSignature) -> None:
@@ -140,8 +156,9 @@ def _draw(connection: Connection, plan: Plan, signature: ModelSignature) -> None
     answer(connection, lambda: announced.drawn_start(plan, signature.split(plan)))
 
 
-def facts_of(models: ModelCache, plan: Plan) -> Told:
-    """The facts of a model, loaded if need be, and the start that `plan` draws."""
+def facts_of(models: ModelCache, plan: Plan) -> ModelTold:
+    """What is told of a model, loaded if need be."""
     planned = models.of(plan)
     facts = Facts(planned.model_signature, planned.model.weight_norms)
-    return Told(facts, announced.drawn_start(plan, planned.split))
+    told = not plan.start_sent and planned.split.personal.size <= STARTS_MOST
+    return ModelTold(facts, announced.drawn_start(plan, planned.split) if told else None)

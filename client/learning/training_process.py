@@ -19,14 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penchant.client.learning.child_process import Child, answer, end_with_parent, yield_memory
-from penchant.client.learning.model_facts import LOAD_SECONDS, ModelFacts, Told, facts_of, told_by
+from penchant.client.learning.model_facts import (
+    LOAD_SECONDS,
+    ModelFacts,
+    ModelTold,
+    facts_of,
+    new_models,
+    told_by,
+)
 from penchant.client.learning.outcome import Outcome
 from penchant.client.learning.workplace import Job, LoadedModel
 from penchant.common.config import Plan
 from penchant.common.errors import DeviceError, PenchantError
 
 if TYPE_CHECKING:  # the agent needs no torch: the process that trains does
-    from penchant.client.learning.in_this_process import InThisProcess
     from penchant.client.learning.model_cache import ModelCache
 
 __all__ = ["TrainingProcess"]
@@ -98,6 +104,12 @@ class TrainingProcess:
             if worker is not None:
                 worker.kill()
 
+    def let_go(self) -> None:
+        """End the process, and with it whatever it has read: the owner has left. A job is cancelled first."""
+        self.cancel()
+        with self._turn:
+            self.close()
+
     def close(self) -> None:
         """End the process for good."""
         worker, self._worker = self._worker, None
@@ -105,13 +117,13 @@ class TrainingProcess:
         if worker is not None:
             worker.close()
 
-    def _warm(self, plan: Plan) -> Told:
+    def _warm(self, plan: Plan) -> ModelTold:
         """Have the process and its model there before the first job; -> what it knows of the model."""
         with self._turn:
             worker = self._running()
             try:
                 worker.tell(("load", plan))
-                told: Told = told_by(worker)
+                told: ModelTold = told_by(worker)
                 return told
             except DeviceError:
                 self.close()
@@ -196,31 +208,39 @@ def _serve(connection: Connection, memory_mb: int) -> None:
         os.nice(NICENESS)
     yield_memory(GOES_FIRST)
     end_with_parent()
-    from penchant.client.learning.in_this_process import InThisProcess
-    from penchant.client.learning.model_cache import ModelCache
-
-    models = ModelCache()
-    place = InThisProcess(models)
+    place = _Place()
     while True:
         try:
             kind, subject = connection.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return
-        if kind == "load":
-            answer(connection, partial(_load, models, subject))
-        else:
-            answer(connection, partial(_work, place, subject, memory_mb))
+        answer(connection, partial(place.load if kind == "load" else place.work, subject, memory_mb))
         del subject  # the choices of a job that is done are not kept
 
 
-def _load(models: ModelCache, plan: Plan) -> Told:
-    _bound_memory(None)
-    return facts_of(models, plan)
+class _Place:
+    """Where the process works: its models, from the first message on."""
 
+    def __init__(self) -> None:
+        self._models: ModelCache | None = None
 
-def _work(place: InThisProcess, job: Job, memory_mb: int) -> Outcome:
-    _bound_memory(memory_mb)
-    return place.work(job)
+    def load(self, plan: Plan, memory_mb: int) -> ModelTold:
+        """What is told of a model, which may take what memory it needs."""
+        _bound_memory(None)
+        return facts_of(self._kept(), plan)
+
+    def work(self, job: Job, memory_mb: int) -> Outcome:
+        """The outcome of a job, which may take so much memory beyond the loaded model."""
+        from penchant.client.learning.in_this_process import InThisProcess
+
+        models = self._kept()
+        _bound_memory(memory_mb)
+        return InThisProcess(models).work(job)
+
+    def _kept(self) -> ModelCache:
+        if self._models is None:
+            self._models = new_models()
+        return self._models
 
 
 def _bound_memory(memory_mb: int | None) -> None:

@@ -27,14 +27,14 @@ class LoadedModel:
         digest: of its files, 32 bytes.
         split: which tensors the plan shares, and which stay with a person.
         norms: the L2 norm of each weight that a plan may change, by the name of its module or parameter.
-        start: the common start of the personal part, float32 [d_personal], as the plan's seed draws it; empty
-            where the plan sends one.
+        start: gives the common start of the personal part, float32 [d_personal], as the plan's seed draws it;
+            empty where the plan sends one. Raises DeviceError where drawing it fails.
     """
 
     digest: bytes
     split: Split
     norms: Mapping[str, float]
-    start: Vector = field(repr=False)
+    start: Callable[[], Vector] = field(repr=False)
 
 
 @dataclass(frozen=True)

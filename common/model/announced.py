@@ -6,6 +6,7 @@ the common start from the plan's seed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,10 +47,10 @@ def drawn_start(plan: Plan, split: Split) -> Vector:
     return np.empty(0, np.float32) if plan.start_sent else split.initial(plan.seed)[1]
 
 
-def parts(plan: Plan, split: Split, factors: Vector, drawn: Vector) -> tuple[Vector, Vector]:
+def parts(plan: Plan, split: Split, factors: Vector, drawn: Callable[[], Vector]) -> tuple[Vector, Vector]:
     """(shared factors, start of the personal part) of the announced `factors`: what `join` put together.
 
-    drawn: the start that `drawn_start` gives.
+    drawn: gives the start, as `drawn_start` does; not called where the plan sends one.
     """
     shared, start = factors[: split.shared.size], factors[split.shared.size :]
-    return shared, start if plan.start_sent else drawn
+    return shared, start if plan.start_sent else drawn()

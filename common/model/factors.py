@@ -13,7 +13,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -171,6 +170,7 @@ class Split:
         self.shared = Layout(tuple(spec for spec in specs if spec.part is Part.SHARED))
         self.personal = Layout(tuple(spec for spec in specs if spec.part is Part.PERSONAL))
         self._seed = seed
+        self._frozen: Mapping[str, Tensor] | None = None
 
     @classmethod
     def of(
@@ -218,6 +218,14 @@ class Split:
 
         return start(self.shared), start(self.personal)
 
+    def draw_frozen(self) -> Mapping[str, Tensor]:
+        """The tensors that stay as they were drawn, by name. The first call draws them, and needs torch;
+        it must not be within `torch.vmap`, which lets nothing be drawn."""
+        if self._frozen is None:
+            frozen = [spec for spec in self.specs if spec.part is Part.FROZEN]
+            self._frozen = {spec.name: _draw(spec, self._seed) for spec in frozen}
+        return self._frozen
+
     def effective(self, shared: Mapping[str, Tensor], personal: Mapping[str, Tensor]) -> MergedWeights:
         """(shared, personal) -> (A, B by module; head; changes of the base): pure and differentiable.
 
@@ -227,7 +235,7 @@ class Split:
 
         trained = {**shared, **personal}
         place = next((tensor.device for tensor in trained.values()), torch.device("cpu"))
-        tensors = {name: tensor.to(place) for name, tensor in self._frozen.items()} | trained
+        tensors = {name: tensor.to(place) for name, tensor in self.draw_frozen().items()} | trained
         adapters = {module.name: self._composed(module, tensors) for module in self.adapted_modules}
         base = {tensor.name: tensors[BASE + tensor.name] for tensor in self.base}
         return MergedWeights(adapters, self._head(tensors), base)
@@ -252,11 +260,6 @@ class Split:
             return {}
         deviation = spread.deviation(float(shared[self.spread_tensor]))
         return {s.name: deviation for s in self.personal.specs if self.rule.role_of(s.name) in spread.of}
-
-    @cached_property
-    def _frozen(self) -> Mapping[str, Tensor]:
-        """The tensors that stay as they were drawn, by name."""
-        return {spec.name: _draw(spec, self._seed) for spec in self.specs if spec.part is Part.FROZEN}
 
     def _composed(self, module: AdaptedModule, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         by_role = {factor.role: tensors[factor.named(module.name)] for factor in self.rule.in_modules}

@@ -70,6 +70,7 @@ def stacked_weights(
         found = split.effective(theirs, own)
         return dict(found.adapters), found.head, dict(found.base)
 
+    split.draw_frozen()  # within vmap it can not
     adapters, heads, base = torch.vmap(effective)(dict(personal), dict(shared))
     return StackedWeights(adapters, heads[:, 0] if heads.numel() else heads, base)
 

@@ -14,6 +14,7 @@ from penchant.deploy.fleet import fleet_release, release_signature
 from penchant.deploy.fleet.child_command import refuse_failed, run_command
 from penchant.deploy.fleet.server_directory import SETTINGS, ServerDirectory
 from penchant.server import releases
+from penchant.server.console.at_once import HTTPError
 from penchant.server.monitoring.run_history import JournalReader, RunLocation
 from penchant.server.releases import Release
 
@@ -100,7 +101,10 @@ class ReleasesOnThisMachine:
     def export(self, round: int) -> bytes:
         """A ZIP file with a round's shared adapter, made in a separate process: torch is not the console's
         to load."""
-        self._checked(round)
+        try:
+            self._checked(round)
+        except ConsoleError as error:  # no such adapter, or none any more
+            raise HTTPError(str(error), status=404) from None
         name = f"export-{self._location.id}-{round}-{os.getpid()}-{threading.get_ident()}.zip"
         out = self._scratch / name
         try:

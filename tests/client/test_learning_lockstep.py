@@ -26,7 +26,7 @@ from penchant.common.config import AdapterConfig, ModelConfig, RunConfig, Traini
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.backbone import load_backbone
-from penchant.common.model.factors import Split
+from penchant.common.model.factors import AdaptedModule, Split
 from penchant.common.model.reward import RewardModel
 from penchant.common.model.signature import ModelSignature
 from penchant.common.model.stacked import composes_stacked, stacked_tail
@@ -496,6 +496,20 @@ def test_what_can_not_be_trained_together(tiny_model: Callable[[str], Path]) -> 
     assert not can_lockstep(model, model.split(), in_parts)
     halved, _ = model_of(tiny_model("bert"), "meta")  # everybody's pairs, each by their own seed
     assert not can_lockstep(halved, halved.split(), SETTINGS)
+
+
+@pytest.mark.parametrize("share", OWN_RULES)
+def test_a_split_that_was_never_used_composes_stacked(share: str) -> None:
+    """What is frozen at its draw is drawn before: `torch.vmap` lets nothing be drawn."""
+    modules = [AdaptedModule("one", 6, 4), AdaptedModule("two", 6, 4)]
+    fresh = Split.of(modules, 6, AdapterConfig(share=share, rank=2), seed=1)
+    assert composes_stacked(fresh)
+    once_used = Split.of(modules, 6, AdapterConfig(share=share, rank=2), seed=1)
+    once_used.merged(*once_used.initial(0))
+    assert fresh.draw_frozen().keys() == once_used.draw_frozen().keys()
+    assert all(
+        torch.equal(value, once_used.draw_frozen()[name]) for name, value in fresh.draw_frozen().items()
+    )
 
 
 def test_a_rule_that_composes_one_person_at_a_time(tiny_model: Callable[[str], Path]) -> None:

@@ -162,6 +162,47 @@ def test_facts_of_the_last_models_are_kept_and_no_process_of_theirs(
     assert psutil.Process().children(recursive=True) == children
 
 
+def test_the_start_that_a_plan_draws_is_the_one_of_this_process(
+    process: TrainingProcess, plan: Plan, started: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(asked: Plan) -> bool:
+        """Whether it is that one; what was started for it."""
+        ours = InThisProcess(ModelCache()).load(asked).start()
+        return process.load(asked).start().tobytes() == ours.tobytes()
+
+    process.load(plan)
+    started.clear()
+    assert drawn(plan)
+    assert started == []  # it came with the facts
+    other = replace(plan, seed=plan.seed + 1)
+    assert process.load(other).split.personal == process.load(plan).split.personal
+    assert started == []  # nothing is drawn before it is asked for
+    assert drawn(other)
+    assert started == [(FACTS, True)]
+    assert drawn(other)
+    assert drawn(plan)
+    assert started == [(FACTS, True)]
+    assert process.load(replace(plan, start_sent=True)).start().size == 0
+    monkeypatch.setattr(model_facts, "STARTS_MOST", 2 * process.load(plan).start().size)
+    third = replace(plan, seed=plan.seed + 2)
+    assert drawn(third)  # which takes the place of the one that came first
+    assert drawn(other)
+    assert started == [(FACTS, True)] * 2
+    assert drawn(plan)
+    assert started == [(FACTS, True)] * 3
+
+
+def test_an_owner_who_leaves_ends_the_process_and_its_job(process: TrainingProcess, job: Job) -> None:
+    process.work(job, LONG)
+    before = pid(process)
+    with busy(process, job) as raised:
+        process.let_go()
+        assert not psutil.pid_exists(before)
+    assert raised == ["the work was ended: it was cancelled, or memory ran out"]
+    assert process.work(job, LONG).weight == 4  # who joins anew has a new one
+    assert pid(process) != before
+
+
 def test_a_model_that_loads_longer_than_a_job_may_take_is_there_for_the_next(job: Job) -> None:
     fresh = TrainingProcess(memory_mb=512)
     try:

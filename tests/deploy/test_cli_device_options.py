@@ -10,6 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from penchant.client.device.device import Device
+from penchant.client.device.home import DeviceHome
 from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.errors import EnrolmentError
 from penchant.common.membership.identity import authority_digest
@@ -87,7 +88,7 @@ def test_the_number_is_told_and_the_node_goes_whatever_fails(
 
 def test_a_device_that_could_not_leave_keeps_its_node(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a member still, and tries again."""
-    monkeypatch.setattr(Device, "leave", ends_with(KeyboardInterrupt()))
+    monkeypatch.setattr(DeviceHome, "leave", ends_with(KeyboardInterrupt()))
     assert parted("leave", home).exit_code == 130
     assert (home / "node" / "node.key").exists()
 

@@ -121,8 +121,8 @@ def label(
     else:
         comparisons = compared(prompt, lines_of(str(file)))
     if most_telling:
+        device = open_device(home, passphrase)
         with working("looking for what would tell the model most"):
-            device = open_device(home, passphrase)
             sitting = Labelling(device.store, comparisons, learner=device.learner)
     else:
         sitting = Labelling(open_home(home, passphrase).store, comparisons)

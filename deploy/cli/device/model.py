@@ -208,8 +208,9 @@ def status(
     from penchant.deploy.cli.device.reports import DeviceStatus
     from penchant.deploy.json_tables import plain_value
 
+    device = open_device(home, passphrase)
     with working("looking at what is recorded, and judging the model"):
-        report = open_device(home, passphrase).report()
+        report = device.report()
     note = read_note(node_folder(home, node))
     part = TakingPart.of(report, at_work(home.expanduser()), note, time.time())
     if as_json:
@@ -243,8 +244,9 @@ def export(
     if format == "onnx":
         if base is not None:
             raise UsageError("--base is for peft: an ONNX file has the base model in it")
+        device = open_device(home, passphrase)
         with working("writing the model as ONNX, and trying it"):
-            open_device(home, passphrase).export_onnx(directory)
+            device.export_onnx(directory)
         say(f"{directory}: see its README.md")
         return
     why = open_device(home, passphrase).export(directory, base)
