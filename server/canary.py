@@ -28,7 +28,7 @@ __all__ = ["CanaryVerdict", "ReleaseCounts"]
 
 UNEQUAL = 2.0
 """How often the square of what two counts differ by, as a part of the larger, stands for the squared shares
-of people with many choices who are in one of them alone. Where either count may miss them alike, the square is
+of people with many choices who are in one of them alone. Where either count may miss them, the square is
 as large as the sum of theirs on average, and often smaller: hence twice."""
 
 Outcome = Literal["not measured", "hidden", "not known", "better", "worse"]

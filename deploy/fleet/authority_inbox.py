@@ -81,7 +81,7 @@ def attend(
             odd = inbox.odd(pattern)
             done += [f"{name[:100]!r} is left alone: its name holds other characters" for name in odd]
             for name in inbox.names(pattern):
-                asked = _Asked(name, *_read(inbox, name, most), outbox, decide, done)
+                asked = _RequestFile(name, *_read(inbox, name, most), outbox, decide, done)
                 if not asked.is_settled():
                     _answer(authority_store, asked, handle)
         moment = time.time() if now is None else now
@@ -95,7 +95,7 @@ def attend(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _RequestFile:
     """A request, and what may come of it. data: of its file, empty where it can't be read, as `wrong` says;
     done: what was done, a line each."""
 
@@ -146,7 +146,7 @@ class _Asked:
         return not said.request if self.wrong else said.is_about(self.data, once=False)
 
 
-_Handler = Callable[[AuthorityStore, _Asked], None]
+_Handler = Callable[[AuthorityStore, _RequestFile], None]
 
 
 def _read(inbox: SharedFolder, name: str, most: int) -> tuple[bytes, SharedFileError | None]:
@@ -156,7 +156,7 @@ def _read(inbox: SharedFolder, name: str, most: int) -> tuple[bytes, SharedFileE
         return b"", error
 
 
-def _answer(authority_store: AuthorityStore, asked: _Asked, handle: _Handler) -> None:
+def _answer(authority_store: AuthorityStore, asked: _RequestFile, handle: _Handler) -> None:
     """Whatever is wrong with this request, the next one has its turn."""
     try:
         if asked.wrong:
@@ -179,7 +179,7 @@ def _forget_settled(inbox: SharedFolder, outbox: SharedFolder) -> None:
             outbox.remove(name)
 
 
-def _enrol(authority_store: AuthorityStore, asked: _Asked) -> None:
+def _enrol(authority_store: AuthorityStore, asked: _RequestFile) -> None:
     named = NamedRequest.decode(asked.data)
     called = named.name or named.request.fingerprint
     if authority_store.knows(named.request.public_key) is None:
@@ -191,7 +191,7 @@ def _enrol(authority_store: AuthorityStore, asked: _Asked) -> None:
     asked.done.append(f"member {given.certificate.member}: {called}")
 
 
-def _revoke(authority_store: AuthorityStore, asked: _Asked) -> None:
+def _revoke(authority_store: AuthorityStore, asked: _RequestFile) -> None:
     member, why = revocation_of(asked.data)
     if all(m.number != member or m.revoked is not None for m in authority_store.members()):
         return
@@ -222,7 +222,7 @@ class _Signing:
 
 
 def _answer_signing(
-    read: Callable[[AuthorityStore, bytes], _Signing], authority_store: AuthorityStore, asked: _Asked
+    read: Callable[[AuthorityStore, bytes], _Signing], authority_store: AuthorityStore, asked: _RequestFile
 ) -> None:
     """Sign, or say that it is not signed: the server learns either."""
     try:
