@@ -31,6 +31,7 @@ from penchant.common.errors import (
     JournalError,
     OlderList,
     PenchantError,
+    SharedFileError,
     TokenError,
     UsageError,
 )
@@ -338,9 +339,8 @@ class EnrolmentRegistry:
     def _take_rejected(self, name: str, data: bytes) -> None:
         """The authority could not read a request; it says why."""
         said, request = DeclinedRequest.decode(data), name.removesuffix(".rejected")
-        waits = self._waiting(request)
-        if waits is None or not said.is_about(waits, once=_is_asked_once(request, waits)):
-            return  # what was said of an earlier one
+        if not self._is_about_waiting(said, request):
+            return
         log.warning("the authority refused %s: %s", name, said.why)
         if request.endswith(".request"):
             self._decline(request.removesuffix(".request"), said.why)
@@ -349,8 +349,7 @@ class EnrolmentRegistry:
     def _take_declined_request(self, name: str, data: bytes) -> None:
         """The authority lets a device not in: its owner is told when it asks again."""
         stem, said = name.removesuffix(".declined"), DeclinedRequest.decode(data)
-        waits = self._waiting(f"{stem}.request")
-        if waits is None or not said.is_about(waits, once=True):
+        if not self._is_about_waiting(said, f"{stem}.request"):
             return
         if not self._decline(stem, said.why):
             raise EnrolmentError("it answers no request that waits here")
@@ -372,8 +371,7 @@ class EnrolmentRegistry:
         """The authority revokes a member not: that nobody waits for it any more is on record."""
         stem, said = name.removesuffix(".declined"), DeclinedRequest.decode(data)
         member, request = stem.removeprefix("revoke-"), f"{stem}.json"
-        waits = self._waiting(request)
-        if waits is None or not said.is_about(waits, once=_is_asked_once(request, waits)):
+        if not self._is_about_waiting(said, request):
             return
         with (
             suppress(UsageError),
@@ -383,10 +381,17 @@ class EnrolmentRegistry:
             raise UsageError(said.why)
         log.warning("the authority does not revoke member %s: %s", member, said.why)
 
-    def _waiting(self, request: str) -> bytes | None:
-        """The bytes of a request that waits for the authority; None where none of this name does."""
+    def _is_about_waiting(self, said: DeclinedRequest, request: str) -> bool:
+        """Whether it is about the request of this name that waits for the authority, and not about an earlier
+        one. What this side can't read either is what a file that names none is about."""
         with opened(self.server_directory.requests) as requests:
-            return requests.read(request, MAX_RUN_REQUEST) if requests.has(request) else None
+            if request not in requests.names("*"):
+                return False
+            try:
+                waits = requests.read(request, MAX_RUN_REQUEST)
+            except SharedFileError:
+                return not said.request
+        return said.is_about(waits, once=_is_asked_once(request, waits))
 
     def _take_answer(self, name: str, data: bytes) -> None:
         given = Answer.decode(data, self.server_directory.authority_digest)

@@ -226,7 +226,8 @@ def test_the_authority_signs_one_manifest_a_run(place: Place) -> None:
     other = RunRequest(asked.name, replace(asked.manifest, last_day=asked.manifest.last_day + 1))
     with pytest.raises(AgreementError, match="another manifest of this run"):
         place.authority_store.sign_run(other)
-    (place.server_directory.requests / f"run-{asked.manifest.run.hex()}.manifest").write_bytes(other.encode())
+    (place.run / "manifest.request").write_bytes(other.encode())
+    run_signature.ask(place.server_directory, "one")
     (line,) = place.attend()
     assert "is refused: another manifest" in line
     place.collect()
