@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import tomli_w
+
 from penchant.common.errors import ConfigError
 from penchant.common.printable import quoted
 
@@ -274,11 +276,18 @@ class Setting:
     @property
     def default_text(self) -> str:
         """The default as TOML spells it."""
-        return json.dumps(list(self.default) if isinstance(self.default, tuple) else self.default)
+        return as_toml(self.default)
 
     def checked(self, value: Any) -> Any:
         """`value` as a configuration holds it; ConfigError with the line that a configuration would give."""
         return _checked(self.key, self.kind, self.declared, value)
+
+
+def as_toml(value: Any) -> str:
+    """A setting's value, or a path, as TOML spells it, in one line."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(as_toml, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
 
 
 def settings_of(cls: type[Section], prefix: str = "") -> tuple[Setting, ...]:

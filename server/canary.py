@@ -5,8 +5,11 @@ leaves no device but inside the masked sum of a round, with the noise of the run
 difference within two standard errors, of people and of noise together, is no difference that is known.
 
 Choices of one person are alike, so counts of other people differ by more than as many choices would by
-chance: whoever is in the counts of one release alone adds what people at most differ by. Where the same
-people judged both, that cancels, and the error is on the safe side.
+chance: whoever is in the counts of one release alone adds what people differ by. How many choices each of
+them judged is in no sum. What is known is how many people these are, and by how much the choices of the two
+counts differ, which somebody with many choices of their own makes large. Their part is estimated from both,
+and is no bound: with counts as unequal as the tests draw them, fewer than 5% of verdicts on releases that are
+as good are false. Where the same people judged both, what they differ by cancels.
 """
 
 from __future__ import annotations
@@ -22,6 +25,11 @@ from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.standing import RunStanding
 
 __all__ = ["CanaryVerdict", "ReleaseCounts"]
+
+UNEQUAL = 2.0
+"""How often the square of what two counts differ by, as a part of the larger, stands for the squared shares
+of people with many choices who are in one of them alone. Where either count may miss them, the square is
+as large as the sum of theirs on average, and often smaller: hence twice."""
 
 Outcome = Literal["not measured", "hidden", "not known", "better", "worse"]
 
@@ -93,18 +101,35 @@ class CanaryVerdict:
             return told
         if self.tried.standing is not None and self.used.standing is not None:
             told += f", by {points(self.tried.standing.accuracy - self.used.standing.accuracy)} points"
-        return f"{told}; canary {self.tried.words()}, in use {self.used.words()}"
+        told += f"; canary {self.tried.words()}, in use {self.used.words()}"
+        return told + ("; what other people differ by is estimated" if self._is_of_others else "")
+
+    @property
+    def _is_of_others(self) -> bool:
+        """Whether not the same people judged both, as far as an error of choices is known."""
+        if self.tried is None or self.used is None:
+            return False
+        both = self.tried.standing, self.used.standing
+        known = all(one is not None and one.judged is not None for one in both)
+        return known and (self.tried.parts is None or self.tried.parts != self.used.parts)
 
 
 def _between_people(tried: ReleaseCounts, used: ReleaseCounts) -> float:
-    """The most that people differ by of whom one of two counts holds more, as a variance. Where noise hides
-    how many choices there are, each error has it: a person counts as one choice there."""
+    """About what people differ by of whom one of two counts holds more, as a variance. Where noise hides how
+    many choices there are, each error has it: a person counts as one choice there."""
     first, second = tried.standing, used.standing
     if first is None or second is None or first.judged is None or second.judged is None:
         return 0.0
     part = (first.accuracy + second.accuracy) / 2  # people's accuracies vary by part * (1 - part) at most
+    choices = first.judged / tried.runs, second.judged / used.runs
+    unequal = (choices[0] - choices[1]) / max(choices)
+    return part * (1 - part) * (_squared_shares(tried, used) + UNEQUAL * unequal**2)
+
+
+def _squared_shares(tried: ReleaseCounts, used: ReleaseCounts) -> float:
+    """The sum over people of the squares of what their shares of two counts differ by, if all of a count have
+    the same share."""
     if tried.parts is None or used.parts is None:
-        return part * (1 - part) * (1 / tried.people + 1 / used.people)  # as if they were all others
+        return 1 / tried.people + 1 / used.people  # as if they were all others
     whose = {*tried.parts, *used.parts}
-    apart = (tried.parts.get(one, 0.0) - used.parts.get(one, 0.0) for one in whose)
-    return part * (1 - part) * sum(more**2 for more in apart)
+    return sum((tried.parts.get(one, 0.0) - used.parts.get(one, 0.0)) ** 2 for one in whose)

@@ -29,6 +29,7 @@ __all__ = [
     "LAST_DAY",
     "MAX_LINE",
     "MAX_RUN_REQUEST",
+    "NONCE_BYTES",
     "PrivacyParameter",
     "RunManifest",
     "RunRequest",
@@ -44,6 +45,7 @@ LAST_DAY: Final = (date.max - date(1970, 1, 1)).days
 """The last day that a manifest can name: the end of the year 9999."""
 MAX_NAME: Final = 100  # bytes of a run's name
 MAX_RUN_REQUEST: Final = 4 * MAX_PLAN  # bytes: three plans and little else
+NONCE_BYTES: Final = 16  # behind a request that was declined before
 MAX_LINE: Final = 1900
 """Characters of a line that says what a run may ask: fewer than are shown of a text (`printable`), so that
 nothing is cut off before somebody signs."""
@@ -211,23 +213,44 @@ class SignedManifest:
 
 
 @dataclass(frozen=True, slots=True)
-class RunRequest:
-    """A server asks the authority to sign a manifest. name: what the operator calls the run."""
+class _NamedManifest:
+    """A manifest, and what the operator calls the run."""
 
     name: Annotated[str, AtMost(MAX_NAME)]
     manifest: RunManifest
 
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """A server asks the authority to sign a manifest.
+
+    Attributes:
+        name: what the operator calls the run.
+        manifest: what is to be signed.
+        nonce: nothing, or `NONCE_BYTES` random bytes once the authority has declined: no two requests are
+            the same bytes.
+    """
+
+    name: str
+    manifest: RunManifest
+    nonce: bytes = b""
+
     def encode(self) -> bytes:
-        """The request as a file."""
-        return encode_record(self)
+        """The request as a file: a record, and the nonce behind it."""
+        return encode_record(_NamedManifest(self.name, self.manifest)) + self.nonce
 
     @classmethod
     def decode(cls, data: bytes) -> RunRequest:
         """Undo `encode`; AgreementError for anything else, or a manifest that contradicts itself."""
+        nonce = b""
         try:
-            asked = decode_record(data, cls)
+            try:
+                named = decode_record(data, _NamedManifest)
+            except CodecError:
+                named, nonce = decode_record(data[:-NONCE_BYTES], _NamedManifest), data[-NONCE_BYTES:]
         except CodecError as error:
             raise AgreementError(f"this does not ask for a run's signature: {error}") from None
+        asked = cls(named.name, named.manifest, nonce)
         if not asked.name.isprintable():
             raise AgreementError("the run's name holds characters that can't be printed")
         asked.manifest.check()

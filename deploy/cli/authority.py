@@ -184,15 +184,14 @@ def attend(
             error=True,
         )
     said: set[str] = set()  # at the last look: what is left alone is said once
-    later: set[tuple[str, str]] = set()  # (kind, who) of what was left for another time: it is asked once
+    later: set[str] = set()  # digests of requests that were left for another time: each is asked about once
 
     def decide(pending: PendingDecision) -> bool | None:
-        about = (pending.kind, pending.who)
-        if yes or about in later:
+        if yes or pending.request in later:
             return True if yes else None
         granted = _decided(pending)
         if granted is None:
-            later.add(about)
+            later.add(pending.request)
             say("it is left undecided; `penchant authority attend` asks again when it is started anew")
         return granted
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from penchant.common.membership.enrolment import NamedRequest
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.manifest import MAX_RUN_REQUEST, RunRequest, shown_day
 from penchant.common.membership.release_manifest import MAX_RELEASE, ReleaseRequest
-from penchant.common.printable import one_line
 from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.declined_request import SAID_MOST, DeclinedRequest, digest_of
 from penchant.deploy.fleet.server_directory import MEMBERS
 from penchant.deploy.fleet.shared_folder import SharedFolder, opened, strict_json
 
@@ -43,12 +43,14 @@ AHEAD = 7 * DAY  # a list is published anew when it ends within that many second
 class PendingDecision:
     """One thing to decide. kind: "enrol", "revoke", "run" or "release"; what: the name, or the reason; who:
     the fingerprint that the device shows, the member's number, the run's id, or the digest of a release's
-    factors; lines: what a run may ask, or what a release is, in plain words."""
+    factors; lines: what a run may ask, or what a release is, in plain words; request: the digest of the file
+    that asks, which no other one has."""
 
     kind: str
     who: str
     what: str
     lines: tuple[str, ...] = ()
+    request: str = ""
 
 
 Decision = Callable[[PendingDecision], bool | None]
@@ -79,13 +81,9 @@ def attend(
             odd = inbox.odd(pattern)
             done += [f"{name[:100]!r} is left alone: its name holds other characters" for name in odd]
             for name in inbox.names(pattern):
-                if _is_settled(outbox, name):
-                    continue
-                try:
-                    handle(authority_store, name, inbox.read(name, most), outbox, decide, done)
-                except ProtocolError as error:  # the next file's turn all the same
-                    outbox.write(name + REJECTED, one_line(str(error)).encode())
-                    done.append(f"{name} is refused: {error}")
+                asked = _RequestFile(name, *_read(inbox, name, most), outbox, decide, done)
+                if not asked.is_settled():
+                    _answer(authority_store, asked, handle)
         moment = time.time() if now is None else now
         latest = MemberList.decode(authority_store.latest())
         if latest.expires - moment < AHEAD:
@@ -96,65 +94,110 @@ def attend(
     return done
 
 
-def _is_settled(outbox: SharedFolder, name: str) -> bool:
-    """Whether a request was answered, declined or refused already."""
-    stem = name.rpartition(".")[0]
-    answer = f"{stem}.answer" if name.endswith(".request") else name
-    return any(outbox.has(one) for one in (answer, stem + DECLINED, name + REJECTED))
+@dataclass(frozen=True)
+class _RequestFile:
+    """A request, and what may come of it. data: of its file, empty where it can't be read, as `wrong` says;
+    done: what was done, a line each."""
+
+    name: str
+    data: bytes
+    wrong: SharedFileError | None
+    outbox: SharedFolder
+    decide: Decision
+    done: list[str]
+
+    @property
+    def stem(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    def is_settled(self) -> bool:
+        """Whether it was answered, declined or refused already: it, and no other one of this name."""
+        answer = f"{self.stem}.answer" if self.name.endswith(".request") else self.name
+        return self.outbox.has(answer) or any(
+            self._is_said(name) for name in (self.stem + DECLINED, self.name + REJECTED)
+        )
+
+    def is_granted(self, pending: PendingDecision, called: str) -> bool:
+        """What comes of a decision: the server is told of one that says no."""
+        granted = self.decide(replace(pending, request=digest_of(self.data)))
+        if granted is False:
+            self.decline("the authority declined")
+            self.done.append(f"{called} is declined")
+        return granted is True
+
+    def decline(self, why: str) -> None:
+        self._say(self.stem + DECLINED, why)
+
+    def reject(self, why: str) -> None:
+        self._say(self.name + REJECTED, why)
+
+    def _say(self, name: str, why: str) -> None:
+        self.outbox.write(name, DeclinedRequest.of(why, None if self.wrong else self.data).encode())
+
+    def _is_said(self, name: str) -> bool:
+        """Whether a file there is about this request. One that names none is about what can't be read: where
+        an earlier version left it, somebody is asked once more."""
+        if not self.outbox.has(name):
+            return False
+        try:
+            said = DeclinedRequest.decode(self.outbox.read(name, SAID_MOST))
+        except SharedFileError:
+            return False
+        return not said.request if self.wrong else said.is_about(self.data, once=False)
+
+
+_Handler = Callable[[AuthorityStore, _RequestFile], None]
+
+
+def _read(inbox: SharedFolder, name: str, most: int) -> tuple[bytes, SharedFileError | None]:
+    try:
+        return inbox.read(name, most), None
+    except SharedFileError as error:
+        return b"", error
+
+
+def _answer(authority_store: AuthorityStore, asked: _RequestFile, handle: _Handler) -> None:
+    """Whatever is wrong with this request, the next one has its turn."""
+    try:
+        if asked.wrong:
+            raise asked.wrong
+        handle(authority_store, asked)
+    except ProtocolError as error:
+        asked.reject(str(error))
+        asked.done.append(f"{asked.name} is refused: {error}")
 
 
 def _forget_settled(inbox: SharedFolder, outbox: SharedFolder) -> None:
-    """Remove what was said of requests that are gone: whoever asks once more does so by the same name. A
-    server that may only read `answers` leaves it there."""
+    """Remove what was said of requests that are gone: a server that only reads `answers` leaves it there."""
     for name in outbox.names(f"*{DECLINED}"):
         stem = name.removesuffix(DECLINED)
         if not any(inbox.has(stem + ending) for ending in _ENDINGS):
             outbox.remove(name)
+    there = inbox.names("*")  # of whatever kind
+    for name in outbox.names(f"*{REJECTED}"):
+        if name.removesuffix(REJECTED) not in there:
+            outbox.remove(name)
 
 
-def _is_granted(granted: bool | None, outbox: SharedFolder, stem: str, called: str, done: list[str]) -> bool:
-    """What comes of a decision: the server is told of one that says no."""
-    if granted is False:
-        outbox.write(stem + DECLINED, b"the authority declined")
-        done.append(f"{called} is declined")
-    return granted is True
-
-
-def _enrol(
-    authority_store: AuthorityStore,
-    name: str,
-    data: bytes,
-    outbox: SharedFolder,
-    decide: Decision,
-    done: list[str],
-) -> None:
-    asked, stem = NamedRequest.decode(data), name.rpartition(".")[0]
-    called = asked.name or asked.request.fingerprint
-    if authority_store.knows(asked.request.public_key) is None:
-        granted = decide(PendingDecision("enrol", asked.request.fingerprint, asked.name))
-        if not _is_granted(granted, outbox, stem, f"the request of {called}", done):
+def _enrol(authority_store: AuthorityStore, asked: _RequestFile) -> None:
+    named = NamedRequest.decode(asked.data)
+    called = named.name or named.request.fingerprint
+    if authority_store.knows(named.request.public_key) is None:
+        pending = PendingDecision("enrol", named.request.fingerprint, named.name)
+        if not asked.is_granted(pending, f"the request of {called}"):
             return
-    given = authority_store.issue(asked.request, asked.name)
-    outbox.write(f"{stem}.answer", given.encode())
-    done.append(f"member {given.certificate.member}: {called}")
+    given = authority_store.issue(named.request, named.name)
+    asked.outbox.write(f"{asked.stem}.answer", given.encode())
+    asked.done.append(f"member {given.certificate.member}: {called}")
 
 
-def _revoke(
-    authority_store: AuthorityStore,
-    name: str,
-    data: bytes,
-    outbox: SharedFolder,
-    decide: Decision,
-    done: list[str],
-) -> None:
-    member, why = revocation_of(data)
+def _revoke(authority_store: AuthorityStore, asked: _RequestFile) -> None:
+    member, why = revocation_of(asked.data)
     if all(m.number != member or m.revoked is not None for m in authority_store.members()):
         return
-    granted = decide(PendingDecision("revoke", str(member), why))
-    stem = name.rpartition(".")[0]
-    if _is_granted(granted, outbox, stem, f"the revocation of member {member}", done):
+    if asked.is_granted(PendingDecision("revoke", str(member), why), f"the revocation of member {member}"):
         authority_store.revoke(member, why)
-        done.append(f"member {member} is revoked")
+        asked.done.append(f"member {member} is revoked")
 
 
 def revocation_of(data: bytes) -> tuple[int, str]:
@@ -179,31 +222,23 @@ class _Signing:
 
 
 def _answer_signing(
-    read: Callable[[AuthorityStore, bytes], _Signing],
-    authority_store: AuthorityStore,
-    name: str,
-    data: bytes,
-    outbox: SharedFolder,
-    decide: Decision,
-    done: list[str],
+    read: Callable[[AuthorityStore, bytes], _Signing], authority_store: AuthorityStore, asked: _RequestFile
 ) -> None:
     """Sign, or say that it is not signed: the server learns either."""
-    stem = name.rpartition(".")[0]
     try:
-        asked = read(authority_store, data)
-        if stem != f"{asked.kind}-{asked.id.hex()}":
-            raise AgreementError(f"the file is named after another {asked.kind}")
-        pending = asked.pending()
-        granted = True if pending is None else decide(pending)
-        if not _is_granted(granted, outbox, stem, asked.called, done):
+        signing = read(authority_store, asked.data)
+        if asked.stem != f"{signing.kind}-{signing.id.hex()}":
+            raise AgreementError(f"the file is named after another {signing.kind}")
+        pending = signing.pending()
+        if pending is not None and not asked.is_granted(pending, signing.called):
             return
-        given, said = asked.sign()
+        given, said = signing.sign()
     except AgreementError as error:
-        outbox.write(stem + DECLINED, one_line(str(error)).encode())
-        done.append(f"{name} is refused: {error}")
+        asked.decline(str(error))
+        asked.done.append(f"{asked.name} is refused: {error}")
         return
-    outbox.write(name, given)
-    done.append(f"{asked.called} is signed, {said}")
+    asked.outbox.write(asked.name, given)
+    asked.done.append(f"{signing.called} is signed, {said}")
 
 
 def _run_signing(authority_store: AuthorityStore, data: bytes) -> _Signing:

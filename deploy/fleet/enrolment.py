@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -30,6 +31,7 @@ from penchant.common.errors import (
     JournalError,
     OlderList,
     PenchantError,
+    SharedFileError,
     TokenError,
     UsageError,
 )
@@ -44,14 +46,16 @@ from penchant.common.membership.enrolment import (
 )
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
+from penchant.common.membership.manifest import MAX_RUN_REQUEST, RunRequest
 from penchant.common.membership.release_manifest import MAX_RELEASE, ReleaseAsk
 from penchant.common.printable import is_printable, one_line
 from penchant.common.storage import claim_schema, transaction
 from penchant.common.wire.messages import MAX_MANIFEST, MAX_MEMBERSHIP
 from penchant.deploy.fleet import release_signature, run_signature
+from penchant.deploy.fleet.declined_request import SAID_MOST, DeclinedRequest
 from penchant.deploy.fleet.recorded_acts import recorded
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
-from penchant.deploy.fleet.shared_folder import SharedFolder, opened
+from penchant.deploy.fleet.shared_folder import SharedFolder, opened, strict_json
 
 __all__ = [
     "DATABASE",
@@ -67,8 +71,8 @@ log = logging.getLogger(__name__)
 
 DATABASE = "enrolment.db"
 ANSWER_MOST = MAX_MEMBERSHIP + 1024  # bytes
-SAID_MOST = 1024  # bytes of a reason
 _NOT_DEVICES = ("run-", "release-", "revoke-")  # how answers begin that are about no device's request
+NONCE = "nonce"  # what tells a request for a revocation from an earlier one
 NAME_MOST = 100
 READ_SECONDS = 5.0  # for another process's transaction; a SuperNode whose look takes longer asks again
 
@@ -334,19 +338,22 @@ class EnrolmentRegistry:
 
     def _take_rejected(self, name: str, data: bytes) -> None:
         """The authority could not read a request; it says why."""
-        why = one_line(data.decode("utf-8", "replace"))
-        log.warning("the authority refused %s: %s", name, why)
-        request = name.removesuffix(".rejected")
+        said, request = DeclinedRequest.decode(data), name.removesuffix(".rejected")
+        if not self._is_about_waiting(said, request):
+            return
+        log.warning("the authority refused %s: %s", name, said.why)
         if request.endswith(".request"):
-            self._decline(request.removesuffix(".request"), why)
+            self._decline(request.removesuffix(".request"), said.why)
         self._remove_request(request)
 
     def _take_declined_request(self, name: str, data: bytes) -> None:
         """The authority lets a device not in: its owner is told when it asks again."""
-        stem, why = name.removesuffix(".declined"), one_line(data.decode("utf-8", "replace"))
-        if not self._decline(stem, why):
+        stem, said = name.removesuffix(".declined"), DeclinedRequest.decode(data)
+        if not self._is_about_waiting(said, f"{stem}.request"):
+            return
+        if not self._decline(stem, said.why):
             raise EnrolmentError("it answers no request that waits here")
-        log.warning("the authority lets the device of token %s not in: %s", stem, why)
+        log.warning("the authority lets the device of token %s not in: %s", stem, said.why)
         self._remove_request(f"{stem}.request")
 
     def _decline(self, name: str, why: str) -> bool:
@@ -362,15 +369,29 @@ class EnrolmentRegistry:
 
     def _take_declined_revocation(self, name: str, data: bytes) -> None:
         """The authority revokes a member not: that nobody waits for it any more is on record."""
-        stem, why = name.removesuffix(".declined"), one_line(data.decode("utf-8", "replace"))
-        member = stem.removeprefix("revoke-")
+        stem, said = name.removesuffix(".declined"), DeclinedRequest.decode(data)
+        member, request = stem.removeprefix("revoke-"), f"{stem}.json"
+        if not self._is_about_waiting(said, request):
+            return
         with (
             suppress(UsageError),
             recorded(self.server_directory.path, "revoke a member", member, by="the authority"),
         ):
-            self._remove_request(f"{stem}.json")
-            raise UsageError(why)
-        log.warning("the authority does not revoke member %s: %s", member, why)
+            self._remove_request(request)
+            raise UsageError(said.why)
+        log.warning("the authority does not revoke member %s: %s", member, said.why)
+
+    def _is_about_waiting(self, said: DeclinedRequest, request: str) -> bool:
+        """Whether it is about the request of this name that waits for the authority, and not about an earlier
+        one. What this side can't read either is what a file that names none is about."""
+        with opened(self.server_directory.requests) as requests:
+            if request not in requests.names("*"):
+                return False
+            try:
+                waits = requests.read(request, MAX_RUN_REQUEST)
+            except SharedFileError:
+                return not said.request
+        return said.is_about(waits, once=_is_asked_once(request, waits))
 
     def _take_answer(self, name: str, data: bytes) -> None:
         given = Answer.decode(data, self.server_directory.authority_digest)
@@ -394,14 +415,14 @@ class EnrolmentRegistry:
         self._remove_request(name)
 
     def _take_declined(self, name: str, data: bytes) -> None:
-        run_signature.take_declined(self._run_of(name), data)
-        self._remove_request(f"{name.removesuffix('.declined')}.manifest")
+        if run_signature.take_declined(self._run_of(name), DeclinedRequest.decode(data)):
+            self._remove_request(f"{name.removesuffix('.declined')}.manifest")
 
     def _take_release(self, name: str, data: bytes) -> None:
         release_signature.take(self.server_directory, name, data)
 
     def _take_declined_release(self, name: str, data: bytes) -> None:
-        release_signature.take_declined(self.server_directory, name, data)
+        release_signature.take_declined(self.server_directory, name, DeclinedRequest.decode(data))
 
     def _run_of(self, name: str) -> Path:
         directory = run_signature.run_of(self.server_directory, name.rpartition(".")[0].removeprefix("run-"))
@@ -520,7 +541,8 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
                 f"the authority is asked already to revoke member {member} and has not signed yet; "
                 "the first reason stays"
             )
-        requests.write(name, json.dumps({"member": member, "why": why}, ensure_ascii=False).encode())
+        table = {"member": member, "why": why, NONCE: token_hex(16)}  # no other request has the same bytes
+        requests.write(name, json.dumps(table, ensure_ascii=False).encode())
     return server_directory.requests / name
 
 
@@ -547,6 +569,17 @@ def _enrolment(row: tuple[object, ...], membership: Membership, now: float) -> I
         node=None if node is None else int(str(node)),
         fingerprint="" if identity is None else fingerprint(bytes(identity)),  # type: ignore[call-overload]
     )
+
+
+def _is_asked_once(name: str, data: bytes) -> bool:
+    """Whether nothing was asked for by the name of this request before: tokens and releases have names of
+    their own, and what may be asked for again tells itself apart by a nonce, since there is one."""
+    try:
+        if name.startswith("revoke-"):
+            return NONCE not in strict_json(data)
+        return not name.startswith("run-") or not RunRequest.decode(data).nonce
+    except (PenchantError, TypeError):  # nobody here made it
+        return True
 
 
 def _refuse_declined(db: sqlite3.Connection, token: bytes) -> None:

@@ -49,6 +49,7 @@ from penchant.common.storage import write_durably
 from penchant.common.wire.messages import MAX_MANIFEST
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import fleet_release
+from penchant.deploy.fleet.declined_request import DeclinedRequest
 from penchant.deploy.fleet.run_signature import SIGNED
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.fleet.shared_folder import opened
@@ -113,13 +114,16 @@ def take(server_directory: ServerDirectory, name: str, data: bytes) -> None:
             requests.remove(name)
 
 
-def take_declined(server_directory: ServerDirectory, name: str, why: bytes) -> None:
-    """Keep that the authority does not sign, and why. Errors as `take`."""
+def take_declined(server_directory: ServerDirectory, name: str, said: DeclinedRequest) -> None:
+    """Keep that the authority does not sign, and why. Errors as `take`; what is about another request changes
+    nothing."""
     with turn(server_directory.path):
         folder = server_directory.path / FOLDER
-        _asked(folder, f"{name.removesuffix('.declined')}.manifest")
-        said = f"the authority did not sign it: {one_line(why.decode('utf-8', 'replace'))}"
-        _write(folder / _NOT_SIGNED, said[:_REASON_MOST].encode())
+        contents = _asked(folder, f"{name.removesuffix('.declined')}.manifest")
+        if not said.is_about(ReleaseRequest(contents).encode(), once=True):
+            return
+        why = f"the authority did not sign it: {one_line(said.why)}"
+        _write(folder / _NOT_SIGNED, why[:_REASON_MOST].encode())
         _take_back(server_directory, folder)
 
 

@@ -6,7 +6,6 @@ server: `[privacy]` says what the owners of this fleet ask for, and is their def
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import suppress
 from itertools import count
@@ -16,7 +15,7 @@ from penchant.common.config import PrivacyConfig, RunConfig
 from penchant.common.errors import ConfigError, JournalError, UsageError
 from penchant.common.privacy.accounting import epsilon_of, rho_of
 from penchant.common.secagg.transcript import threshold
-from penchant.common.settings import Setting, dotted_table, settings_of
+from penchant.common.settings import Setting, as_toml, dotted_table, settings_of
 from penchant.deploy import run_directory
 from penchant.deploy.fleet.device_notes import DeviceNotes, tagged
 from penchant.deploy.fleet.fleet_release import resolved
@@ -176,7 +175,7 @@ def annotated(config: RunConfig, members: int) -> str:
             lines += ["", f"[{table}]"]
             section = table
         hidden = "# " if own[one.key] == default[one.key] and not one.declared.usual else ""
-        lines += [f"# {one.help} Allowed: {one.allowed}.", f"{hidden}{name} = {json.dumps(own[one.key])}"]
+        lines += [f"# {one.help} Allowed: {one.allowed}.", f"{hidden}{name} = {as_toml(own[one.key])}"]
     return "\n".join(lines) + "\n"
 
 

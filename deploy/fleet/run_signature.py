@@ -1,7 +1,7 @@
 """The authority's signature under a served run: asked for with a file, awaited, kept with the run.
 
     days                how many days it may take, before it asked
-    manifest.request    what was asked for: the run's name and its manifest
+    manifest.request    what was asked for last: the run's name and its manifest
     manifest            the manifest, signed by the authority
     manifest.declined   why the authority did not sign
 
@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from secrets import token_hex
+from secrets import token_bytes, token_hex
 
 from penchant.common.errors import ConfigError, RunDirectoryError
 from penchant.common.membership.identity import CLOCK_SKEW
-from penchant.common.membership.manifest import RunRequest, SignedManifest, day_of
+from penchant.common.membership.manifest import NONCE_BYTES, RunRequest, SignedManifest, day_of
 from penchant.common.printable import one_line
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
+from penchant.deploy.fleet.declined_request import DeclinedRequest
 from penchant.deploy.fleet.server_directory import AUTHORITY, ServerDirectory
 from penchant.deploy.fleet.shared_folder import opened
 from penchant.server.journal import Journal
@@ -60,7 +62,7 @@ def checked_days(days: int) -> int:
 
 
 def request_of(directory: Path, days: int | None = None) -> RunRequest:
-    """What the authority is asked to sign for the run in `directory`; the same each time.
+    """What the authority is asked to sign for the run in `directory`; the same until it declines.
 
     days: how many days the run may take, from today on, where nothing was asked for before; None: as many as
         its directory says.
@@ -99,8 +101,12 @@ def ask(server_directory: ServerDirectory, name: str, days: int | None = None) -
     refuse_outgrown(asked.manifest, run_directory.read_config(directory), _base(directory), time.time())
     if (directory / SIGNED).is_file():
         return None
-    with suppress(FileNotFoundError):
-        (directory / _DECLINED).unlink()
+    if (directory / _DECLINED).is_file():
+        asked = replace(
+            asked, nonce=token_bytes(NONCE_BYTES)
+        )  # what was said of the last request is not of this
+        write_durably(directory / _REQUEST, asked.encode())
+        (directory / _DECLINED).unlink(missing_ok=True)
     name = f"run-{asked.manifest.run.hex()}.manifest"
     with opened(server_directory.requests, writes=True) as requests:
         requests.write(name, asked.encode())
@@ -116,9 +122,13 @@ def take(directory: Path, encoded: bytes) -> None:
     write_durably(directory / SIGNED, encoded)
 
 
-def take_declined(directory: Path, why: bytes) -> None:
-    """Keep that the authority does not sign, and why."""
-    write_durably(directory / _DECLINED, one_line(why.decode("utf-8", "replace"))[:REASON_MOST].encode())
+def take_declined(directory: Path, said: DeclinedRequest) -> bool:
+    """Keep that the authority does not sign, and why; -> whether it is about what was asked for last."""
+    asked = request_of(directory)
+    if not said.is_about(asked.encode(), once=not asked.nonce):
+        return False
+    write_durably(directory / _DECLINED, one_line(said.why)[:REASON_MOST].encode())
+    return True
 
 
 def signed_manifest(directory: Path) -> bytes:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from penchant.common.errors import JournalError, SuperLinkError, UsageError
 from penchant.common.printable import one_line
+from penchant.common.settings import as_toml
 
 if TYPE_CHECKING:
     from flwr.proto.run_pb2 import RunStatus
@@ -196,7 +197,7 @@ serverapp = "{server}"
 clientapp = "{client}"
 
 [tool.flwr.app.config]
-{DIRECTORY} = {json.dumps(str(directory.absolute()))}
+{DIRECTORY} = {as_toml(str(directory.absolute()))}
 """
     (folder / "pyproject.toml").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text("What is installed runs; nothing is in here.\n", encoding="utf-8")
@@ -210,7 +211,7 @@ def start_run(app: Path, door: SuperLinkAddress, home: Path, *more: str) -> str:
     """
     surroundings = environment(home)
     table = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{door.address}"\n'
-    trust = "insecure = true\n" if door.ca is None else f"root-certificates = {json.dumps(str(door.ca))}\n"
+    trust = "insecure = true\n" if door.ca is None else f"root-certificates = {as_toml(str(door.ca))}\n"
     (home / "config.toml").write_text(table + trust, encoding="utf-8")
     words = [_tool("flwr"), "run", str(app), CONNECTION, "--format", "json", *more]
     try:

@@ -13,6 +13,7 @@ from penchant.common.errors import AgreementError
 from penchant.common.membership.identity import Authority
 from penchant.common.membership.manifest import (
     MAX_LINE,
+    NONCE_BYTES,
     RunManifest,
     RunRequest,
     phases_of,
@@ -128,6 +129,16 @@ def test_a_name_that_can_not_be_seen_is_refused() -> None:
     with pytest.raises(AgreementError, match="can't be printed"):
         RunRequest.decode(RunRequest("one\x1b[2K", manifest(HONEST)).encode())
     assert RunRequest.decode(RunRequest("one", manifest(HONEST)).encode()).name == "one"
+
+
+def test_a_request_that_is_made_again_is_other_bytes() -> None:
+    first = RunRequest("one", manifest(HONEST))
+    again = replace(first, nonce=bytes(range(NONCE_BYTES)))
+    assert again.encode() == first.encode() + again.nonce
+    assert [RunRequest.decode(one.encode()) for one in (first, again)] == [first, again]
+    for wrong in (again.encode() + b"x", again.encode()[:-1], b"", b"x"):
+        with pytest.raises(AgreementError, match="does not ask for a run's signature"):
+            RunRequest.decode(wrong)
 
 
 def test_what_is_too_long_to_be_read_is_signed_by_nobody() -> None:

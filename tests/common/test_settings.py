@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tomllib
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penchant.common.config import (
     FederationConfig,
@@ -25,6 +28,7 @@ from penchant.common.settings import (
     RenamedSetting,
     Section,
     as_in,
+    as_toml,
     build_section,
     current_keys,
     current_names,
@@ -380,3 +384,18 @@ def test_a_wrong_value_under_an_old_name_is_refused_by_the_new_one() -> None:
     with pytest.warns(RenamedSetting), pytest.raises(ConfigError) as caught:
         build_section(TrainingConfig, {"refit_lr": 2}, "training")
     assert str(caught.value) == "training.final_fit_lr is 2.0; it must lie in 0 … 1"
+
+
+@given(
+    st.one_of(
+        st.booleans(),
+        st.integers(-(2**60), 2**60),
+        st.floats(allow_nan=False),
+        st.text(st.characters(exclude_categories=["Cs"])),
+        st.lists(st.text(st.characters(exclude_categories=["Cs"]))).map(tuple),
+    )
+)
+def test_toml_reads_what_a_value_is_spelled_as(value: Any) -> None:
+    spelled = as_toml(value)
+    assert "\n" not in spelled
+    assert tomllib.loads(f"key = {spelled}")["key"] == (list(value) if isinstance(value, tuple) else value)

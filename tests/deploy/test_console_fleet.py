@@ -32,7 +32,7 @@ from penchant.deploy.fleet import (
     run_checks,
 )
 from penchant.deploy.fleet.authority import AuthorityStore
-from penchant.deploy.fleet.authority_inbox import attend
+from penchant.deploy.fleet.authority_inbox import attend, revocation_of
 from penchant.deploy.fleet.device_notes import DeviceNotes
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, request_revocation
 from penchant.deploy.fleet.run_queue import RunQueue
@@ -196,7 +196,7 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
     assert "3 pending lost on a train olga" in world.said()
     assert "1 revocation pending" in world.said("/")
     (path,) = world.server_directory.requests.glob("revoke-*.json")
-    assert json.loads(path.read_text(encoding="utf-8")) == {"member": 3, "why": "lost on a train"}
+    assert revocation_of(path.read_bytes()) == (3, "lost on a train")
     world.sign()
     said = world.said()
     assert re.search(r"3 signed, list \d+ lost on a train olga", said), said
@@ -247,7 +247,7 @@ def test_a_revocation_is_asked_about_first(world: World) -> None:
         assert 'name="sure"' not in refused
     assert client.post(path, data=form_of(asked, path)).status_code == 303
     (kept,) = world.server_directory.requests.glob("revoke-*.json")
-    assert json.loads(kept.read_text(encoding="utf-8")) == {"member": 3, "why": "lost {what} <b>"}
+    assert revocation_of(kept.read_bytes()) == (3, "lost {what} <b>")
     assert "Member 3: asked for already" in text_of(posted(member="3", why="again"))
 
 

@@ -7,7 +7,7 @@ import ssl
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -54,6 +54,7 @@ from penchant.deploy.cli import authority as authority_cli
 from penchant.deploy.fleet import recorded_acts
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
+from penchant.deploy.fleet.declined_request import SAID_MOST, DeclinedRequest
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.enrolment_service import build_service
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
@@ -627,27 +628,173 @@ def test_a_revocation_that_the_authority_declines_is_on_record(fleet: Fleet, tmp
     assert fleet.attend() == ["member 1 is revoked"]
 
 
+@contextmanager
+def only_reading(answers: Path) -> Iterator[None]:
+    """Inside, nothing in the authority's folder can be changed, as where it belongs to another user."""
+    remove, set_aside = SharedFolder.remove, SharedFolder.set_aside
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            SharedFolder, "remove", lambda folder, name: folder.path != answers and remove(folder, name)
+        )
+        patched.setattr(
+            SharedFolder, "set_aside", lambda folder, name: folder.path != answers and set_aside(folder, name)
+        )
+        yield
+
+
+def audit(fleet: Fleet) -> list[tuple[str, str, str]]:
+    """(action, target, outcome) of what is new on record."""
+    acts: list[recorded_acts.Act] = []
+    recorded_acts.take(fleet.server_directory.path, acts.append)
+    return [(act.action, act.target, act.outcome) for act in acts]
+
+
+DECLINED = ("revoke a member", "1", "refused: the authority declined")
+
+
 def test_what_was_declined_can_be_asked_once_more_where_the_server_only_reads_answers(
-    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fleet: Fleet, tmp_path: Path
 ) -> None:
     fleet.enrol(tmp_path / "device", fleet.token())
     server, registry = fleet.server_directory, EnrolmentRegistry(fleet.server_directory)
-    real = SharedFolder.remove
-
-    def only_requests(folder: SharedFolder, name: str) -> bool:
-        return not name.endswith(".declined") and real(folder, name)
-
     for reason in ("lost", "lost, really"):
         request_revocation(server.path, 1, reason)
         assert fleet.attend(grant=False) == ["the revocation of member 1 is declined"]
-        with monkeypatch.context() as reading:
-            reading.setattr(SharedFolder, "remove", only_requests)
+        with only_reading(server.answers):
             registry.collect(fleet.nodes)
         assert revocations(fleet) == []
         assert [path.name for path in server.answers.iterdir()] == ["revoke-1.declined"]
         assert fleet.attend() == []  # the authority clears up
         assert list(server.answers.iterdir()) == []
         registry.collect(fleet.nodes)
+
+
+@pytest.mark.parametrize("reason", ["lost", "stolen"])
+def test_a_decline_is_about_one_request_and_no_later_one_of_that_member(
+    fleet: Fleet, tmp_path: Path, reason: str
+) -> None:
+    """The second one, for the same reason or another, comes before the authority looks again; the server is
+    started anew."""
+    fleet.enrol(tmp_path / "device", fleet.token())
+    server, registry = fleet.server_directory, EnrolmentRegistry(fleet.server_directory)
+    request_revocation(server.path, 1, "lost")
+    fleet.attend(grant=False)
+    with only_reading(server.answers):
+        registry.collect(fleet.nodes)
+        assert audit(fleet) == [DECLINED]
+        request_revocation(server.path, 1, reason)
+        for again in (registry, EnrolmentRegistry(server)):
+            again.collect(fleet.nodes)
+            assert revocations(fleet) == [{"member": 1, "why": reason}]
+            assert audit(fleet) == []  # nobody decided anything
+    assert fleet.attend(grant=None) == []
+    assert [path.name for path in server.answers.iterdir()] == ["revoke-1.declined"]  # the old one
+    assert fleet.attend(grant=False) == ["the revocation of member 1 is declined"]
+    with only_reading(server.answers):
+        registry.collect(fleet.nodes)
+        assert audit(fleet) == [DECLINED]  # the second time, too
+        request_revocation(server.path, 1, reason)
+    assert fleet.attend() == ["member 1 is revoked"]
+    with only_reading(server.answers):
+        EnrolmentRegistry(server).collect(fleet.nodes)
+    assert not server.membership().holds(1)
+    assert (revocations(fleet), audit(fleet)) == ([], [])
+
+
+def test_an_owner_who_leaves_after_a_declined_revocation_is_revoked(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    server = fleet.server_directory
+    request_revocation(server.path, 1, "lost")
+    fleet.attend(grant=False)
+    with only_reading(server.answers):
+        EnrolmentRegistry(server).collect(fleet.nodes)
+        leave(fleet, tmp_path / "device")
+        EnrolmentRegistry(server).collect(fleet.nodes)
+        assert revocations(fleet) == [{"member": 1, "why": "its owner left the fleet"}]
+    assert fleet.attend() == ["member 1 is revoked"]
+
+
+def test_a_device_that_was_declined_may_come_again_where_the_server_only_reads_answers(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    home, token, server = tmp_path / "device", fleet.token(), fleet.server_directory
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    assert fleet.attend(grant=False) == ["the request of kitchen is declined"]
+    with only_reading(server.answers):
+        with pytest.raises(EnrolmentError, match="the authority declined"):
+            fleet.join(home, token)
+        other = fleet.token()
+        with pytest.raises(EnrolmentPending):  # before the authority looks again
+            fleet.join(home, other)
+        EnrolmentRegistry(server).collect(fleet.nodes)
+    assert [row.state for row in EnrolmentRegistry(server).enrolments()] == ["declined", "waiting"]
+    assert fleet.attend() == ["member 1: kitchen"]
+    with only_reading(server.answers):
+        assert fleet.join(home, other) == 1
+
+
+def test_a_decline_that_names_another_request_lets_a_device_wait(fleet: Fleet, tmp_path: Path) -> None:
+    home, token, server = tmp_path / "device", fleet.token(), fleet.server_directory
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    said = DeclinedRequest.of("the authority declined", b"another request")
+    for ending in ("declined", "request.rejected"):
+        (server.answers / f"{token.name}.{ending}").write_bytes(said.encode())
+        EnrolmentRegistry(server).collect(fleet.nodes)
+    assert [row.state for row in EnrolmentRegistry(server).enrolments()] == ["waiting"]
+    assert list(server.answers.iterdir()) == []
+    assert fleet.attend() == ["member 1: kitchen"]
+
+
+def test_an_earlier_version_s_decline_is_about_an_earlier_version_s_request_alone(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """It names no request: of those that carry no nonce there was one, as far as the server knows. The
+    authority asks once more."""
+    fleet.enrol(tmp_path / "device", fleet.token())
+    server = fleet.server_directory
+    (server.requests / "revoke-1.json").write_bytes(b'{"member": 1, "why": "lost"}')
+    (server.answers / "revoke-1.declined").write_bytes(b"the authority declined")
+    assert fleet.attend(grant=None) == []
+    with only_reading(server.answers):
+        EnrolmentRegistry(server).collect(fleet.nodes)
+        assert (revocations(fleet), audit(fleet)) == ([], [DECLINED])
+        request_revocation(server.path, 1, "stolen")
+        EnrolmentRegistry(server).collect(fleet.nodes)
+        assert (revocations(fleet), audit(fleet)) == ([{"member": 1, "why": "stolen"}], [])
+    assert fleet.attend() == ["member 1 is revoked"]
+
+
+def test_what_could_not_be_read_once_is_read_the_next_time(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    server, path = fleet.server_directory, fleet.server_directory.requests / "revoke-1.json"
+    for junk in (b"{", bytes(100_000)):  # read, and too large to be
+        path.write_bytes(junk)
+        (line,) = fleet.attend()
+        assert line.startswith("revoke-1.json is refused: ")
+        assert fleet.attend() == []  # once
+        with only_reading(server.answers):
+            EnrolmentRegistry(server).collect(fleet.nodes)
+            path.unlink(missing_ok=True)
+            request_revocation(server.path, 1, "lost")
+            EnrolmentRegistry(server).collect(fleet.nodes)
+            assert revocations(fleet) == [{"member": 1, "why": "lost"}]
+        assert fleet.attend(grant=False) == ["the revocation of member 1 is declined"]
+        with only_reading(server.answers):
+            EnrolmentRegistry(server).collect(fleet.nodes)
+    assert fleet.attend() == []
+    assert list(server.answers.iterdir()) == []  # nothing is left of what is gone
+
+
+@given(st.text(), st.one_of(st.none(), st.binary(max_size=9)))
+def test_what_is_said_of_a_request_names_it(why: str, asked: bytes | None) -> None:
+    said = DeclinedRequest.of(why, asked)
+    assert len(said.encode()) <= SAID_MOST
+    assert DeclinedRequest.decode(said.encode()) == said
+    assert not said.is_about(b"another request", once=False)
+    if asked is not None:
+        assert said.is_about(asked, once=False)
 
 
 def leave(fleet: Fleet, home: Path) -> LeaveNotice:
@@ -659,7 +806,9 @@ def leave(fleet: Fleet, home: Path) -> LeaveNotice:
 
 
 def revocations(fleet: Fleet) -> list[dict[str, object]]:
-    return [json.loads(path.read_text()) for path in fleet.server_directory.requests.glob("revoke-*")]
+    """What the server asks for, without what makes each request another one."""
+    asked = [json.loads(path.read_text()) for path in fleet.server_directory.requests.glob("revoke-*")]
+    return [{key: value for key, value in one.items() if key != "nonce"} for one in asked]
 
 
 def test_who_leaves_tells_the_server_which_asks_the_authority(fleet: Fleet, tmp_path: Path) -> None:
@@ -844,3 +993,27 @@ def test_who_watches_is_asked_once_and_declines_only_by_a_second_word(
     assert declined.output.count("the request of kitchen is declined") == 1
     EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
     assert [row.state for row in EnrolmentRegistry(fleet.server_directory).enrolments()] == ["declined"]
+
+
+def test_who_watches_is_asked_about_another_revocation_of_a_member_who_was_left_undecided(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = fleet.server_directory
+    fleet.enrol(tmp_path / "device", fleet.token())
+    path = request_revocation(server.path, 1, "lost")
+    folders = ("--requests", str(server.requests), "--answers", str(server.answers))
+    reasons = iter(("", "stolen"))
+
+    def sleep(seconds: float) -> None:
+        reason = next(reasons, None)
+        if reason is None:
+            raise KeyboardInterrupt
+        if reason:
+            path.unlink()
+            request_revocation(server.path, 1, reason)
+
+    monkeypatch.setattr("penchant.deploy.cli.authority.time.sleep", sleep)
+    words = ["attend", str(tmp_path / "authority"), *folders, "--watch", "3"]
+    said = CliRunner().invoke(authority_cli.app, words, input="n\nn\nn\nn\n").output
+    assert said.count("Revoke it?") == 2
+    assert said.index("lost") < said.index("stolen")

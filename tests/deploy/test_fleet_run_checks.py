@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from contextlib import closing
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from penchant.deploy.fleet.run_checks import (
     objections,
     refuse_unfit,
 )
+from penchant.deploy.flower.superlink import DIRECTORY, write_app
 from penchant.server.journal import Journal
 from penchant.server.noise_terms import settle_noise
 from penchant.server.privacy_figures import FACT, PrivacyFigures
@@ -62,6 +64,22 @@ def test_the_file_for_a_fleet_can_run_there_and_explains_every_setting(members: 
     assert "data." not in text
     for key in ("max_tokens", "training_seconds", "clip", "group_size", "lr_shared"):
         assert f"{key} = " in text
+
+
+@pytest.mark.parametrize("model", ["/m/\U0001f600", 'a"\\b', "tab\t and \x7f\x85\u2028", "Gerät"])
+def test_the_file_for_a_fleet_keeps_every_character_of_a_model_s_name(model: str) -> None:
+    config = fleet_defaults(5).changed(
+        {"model.base_model": model, "adapter.target_modules": [model, "key"], "training.lr_shared": 1e-5}
+    )
+    assert RunConfig.from_toml(annotated(config, 5)) == config
+
+
+def test_a_run_s_app_names_its_directory_whatever_it_is_called(tmp_path: Path) -> None:
+    directory = tmp_path / 'a "run" \U0001f600'
+    directory.mkdir()
+    app = write_app(directory, "penchant.server", "penchant.client")
+    table = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
+    assert table["tool"]["flwr"]["app"]["config"][DIRECTORY] == str(directory)
 
 
 def test_what_owners_defaults_object_to_is_said() -> None:

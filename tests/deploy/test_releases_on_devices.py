@@ -61,6 +61,7 @@ from penchant.deploy.fleet import fleet_release, release_acts, release_signature
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
 from penchant.deploy.fleet.backup import back_up, restore
+from penchant.deploy.fleet.declined_request import DeclinedRequest
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.server import releases as server_releases
 from penchant.server.journal_reader import JournalReader
@@ -731,6 +732,31 @@ def test_a_release_that_is_declined_is_not_offered_and_may_be_asked_for_again(sc
     state = release_signature.state(server)
     assert state.state_of(f"{RUN}:release-1") == f"signed as number {manifest.sequence}"
     assert (state.asked, state.why_not) == ("", "")
+
+
+def test_a_decline_is_about_one_request_for_a_release_and_no_later_one(scene: ReleaseScene) -> None:
+    """The server can't remove it, and is started anew; the authority has not looked meanwhile."""
+    scene.releases.promote(1, "olga")
+    server = scene.server_directory
+    (path,) = server.requests.iterdir()
+    said = server.answers / f"{path.stem}.declined"
+    said.write_bytes(DeclinedRequest.of("the authority declined", b"another request").encode())
+    scene.collect()
+    assert release_signature.state(server).why_not == ""
+    kept = DeclinedRequest.of("the authority declined", path.read_bytes()).encode()
+    for old in (kept, b"the authority declined"):  # the second as an earlier version wrote it
+        said.write_bytes(old)
+        scene.collect()
+        assert "the authority declined" in release_signature.state(server).why_not
+        assert list(server.requests.iterdir()) == []
+        release_acts.ask_again(server)
+        said.write_bytes(old)  # it was never gone
+        scene.collect()
+        assert release_signature.state(server).why_not == ""
+        (path,) = server.requests.iterdir()
+        said = server.answers / f"{path.stem}.declined"
+    (line,) = scene.sign()
+    assert line.startswith(f"release {RUN}:release-1 is signed")
 
 
 def test_numbers_only_grow_and_the_same_request_gets_the_same_signature(scene: ReleaseScene) -> None:

@@ -127,6 +127,36 @@ def test_a_run_that_is_declined_says_so_and_may_ask_again(place: Place) -> None:
     run_signature.await_signature(place.run, 0.0, print)
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["names its request", "of an earlier version"])
+def test_a_decline_is_about_one_request_for_a_run_and_no_later_one(place: Place, named: bool) -> None:
+    """The server can't remove it, and is started anew; the authority has not looked meanwhile."""
+    path, server = run_signature.ask(place.server_directory, "one"), place.server_directory
+    assert path is not None
+    place.attend(grant=False)
+    (said,) = server.answers.iterdir()
+    kept = said.read_bytes() if named else b"the authority declined"
+    said.write_bytes(kept)
+    place.collect()
+    first = run_signature.request_of(place.run)
+    assert not path.exists()
+    for _ in range(2):  # asked for again, and once more by a server that was started anew
+        run_signature.ask(server, "one")
+        said.write_bytes(kept)  # it was never gone
+        place.collect()
+        assert path.exists()
+        with pytest.raises(RunDirectoryError, match="has not signed this run yet"):
+            run_signature.await_signature(place.run, 0.0, print)
+    second = run_signature.request_of(place.run)
+    assert (second.manifest, second.name) == (first.manifest, first.name)
+    assert second.nonce != first.nonce == b""
+    said.write_bytes(kept)
+    (line,) = place.attend()
+    assert line.startswith("run one is signed, until ")
+    place.collect()
+    run_signature.await_signature(place.run, 0.0, print)
+    assert (place.run / "manifest").is_file()
+
+
 def test_a_run_waits_and_says_what_is_to_be_done(place: Place) -> None:
     said: list[str] = []
     with pytest.raises(RunDirectoryError, match="has not signed this run yet; once it has"):
@@ -196,7 +226,8 @@ def test_the_authority_signs_one_manifest_a_run(place: Place) -> None:
     other = RunRequest(asked.name, replace(asked.manifest, last_day=asked.manifest.last_day + 1))
     with pytest.raises(AgreementError, match="another manifest of this run"):
         place.authority_store.sign_run(other)
-    (place.server_directory.requests / f"run-{asked.manifest.run.hex()}.manifest").write_bytes(other.encode())
+    (place.run / "manifest.request").write_bytes(other.encode())
+    run_signature.ask(place.server_directory, "one")
     (line,) = place.attend()
     assert "is refused: another manifest" in line
     place.collect()

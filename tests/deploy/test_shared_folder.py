@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import threading
@@ -16,7 +15,8 @@ from penchant.common.errors import SharedFileError, UsageError
 from penchant.common.membership.enrolment import NamedRequest, request
 from penchant.common.membership.identity import MemberList
 from penchant.deploy.fleet.authority import KEY, AuthorityStore
-from penchant.deploy.fleet.authority_inbox import attend
+from penchant.deploy.fleet.authority_inbox import attend, revocation_of
+from penchant.deploy.fleet.declined_request import DeclinedRequest
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.fleet.shared_folder import opened, read_regular, strict_json
@@ -159,7 +159,8 @@ def test_a_bad_request_to_revoke_is_refused_once_and_work_goes_on(town: Town, co
     (town.requests / "revoke-1.json").write_bytes(content)
     (line,) = town.attend()
     assert line.startswith("revoke-1.json is refused: ")
-    assert (town.answers / "revoke-1.json.rejected").read_text() == line.partition(": ")[2]
+    said = DeclinedRequest.of(line.partition(": ")[2], content)
+    assert (town.answers / "revoke-1.json.rejected").read_bytes() == said.encode()
     assert town.attend() == []
     town.unharmed()
 
@@ -307,13 +308,23 @@ def test_what_the_authority_could_not_read_is_withdrawn(
     assert list(server_directory.requests.iterdir()) == list(server_directory.answers.iterdir()) == []
 
 
+def test_what_neither_side_can_read_is_withdrawn(server_directory: ServerDirectory, town: Town) -> None:
+    os.mkfifo(server_directory.requests / "revoke-9.json")
+    (line,) = attend(
+        town.authority_store, server_directory.requests, server_directory.answers, lambda decision: True
+    )
+    assert "revoke-9.json is refused" in line
+    EnrolmentRegistry(server_directory).collect(NoNodes())
+    assert list(server_directory.requests.iterdir()) == list(server_directory.answers.iterdir()) == []
+
+
 def test_the_servers_own_requests_are_read_by_the_authority(
     server_directory: ServerDirectory, town: Town
 ) -> None:
     town.authority_store.issue(request(bytes(range(32))), "kitchen")
     server_directory.take_members(town.authority_store.latest())
     path = request_revocation(server_directory.path, 1, "lost")
-    assert json.loads(path.read_bytes()) == {"member": 1, "why": "lost"}
+    assert revocation_of(path.read_bytes()) == (1, "lost")
     assert attend(
         town.authority_store, server_directory.requests, server_directory.answers, lambda m: True
     ) == ["member 1 is revoked"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from penchant.common.secagg.update_vector import JUDGED_MOST
 from penchant.server.canary import CanaryVerdict, ReleaseCounts
 from penchant.server.journal import RoundLog
 from penchant.server.measured import Measurement
@@ -74,6 +77,59 @@ def test_people_who_differ_give_a_false_verdict_no_oftener_than_promised() -> No
     first, second = list(range(50)), list(range(50, 100))
     told = [CanaryVerdict(measured(first), measured(second)).outcome for _ in range(2000)]
     assert sum(outcome != "not known" for outcome in told) / len(told) < 0.05
+
+
+UNEQUAL_CHOICES: dict[str, Callable[[np.random.Generator, int], NDArray[np.int_]]] = {
+    "alike": lambda draw, people: np.full(people, 20),
+    "heavy tail": lambda draw, people: np.minimum(
+        1 + (5 * draw.pareto(1.0, people)).astype(int), JUDGED_MOST
+    ),
+    "heavier tail": lambda draw, people: np.minimum(
+        1 + (5 * draw.pareto(0.7, people)).astype(int), JUDGED_MOST
+    ),
+    "a tenth have the most": lambda draw, people: np.where(draw.random(people) < 0.1, JUDGED_MOST, 5),
+    "log-normal": lambda draw, people: np.minimum(
+        1 + draw.lognormal(2, 1.5, people).astype(int), JUDGED_MOST
+    ),
+}
+
+
+@pytest.mark.parametrize("people", [10, 30, 100])
+@pytest.mark.parametrize("online", [0.85, 0.5])
+@pytest.mark.parametrize("choices", list(UNEQUAL_CHOICES))
+def test_people_with_unequal_counts_give_a_false_verdict_no_oftener_than_promised(
+    choices: str, online: float, people: int
+) -> None:
+    """Both releases are as good; each count has whoever was online then."""
+    draw = np.random.default_rng(11)
+
+    def measured(many: NDArray[np.int_], own: NDArray[np.float64]) -> ReleaseCounts:
+        who = np.flatnonzero(draw.random(people) < online)
+        who = who if len(who) else np.array([0])
+        right, total = int(draw.binomial(many[who], own[who]).sum()), int(many[who].sum())
+        part = (right + 1) / (total + 2)
+        standing = RunStanding(right / total, sqrt(part * (1 - part) / total), total)
+        return ReleaseCounts(len(who), standing, None, 1, dict.fromkeys(who.tolist(), 1 / len(who)))
+
+    told = []
+    for _ in range(1000):
+        many, own = UNEQUAL_CHOICES[choices](draw, people), draw.beta(2, 1, people)
+        told.append(CanaryVerdict(measured(many, own), measured(many, own)).outcome)
+    assert sum(outcome != "not known" for outcome in told) / len(told) < 0.05
+
+
+def test_someone_with_many_choices_who_is_in_one_count_alone_is_no_verdict() -> None:
+    """50 people judge 20 choices each; one more has 1,000, and half of the counts."""
+    whole, without = list(range(51)), list(range(50))
+    used = judged_by(without, 0.7)
+    one_more = ReleaseCounts(51, RunStanding(0.6, 0.011, 2000), None, 1, dict.fromkeys(whole, 1 / 51))
+    assert CanaryVerdict(one_more, used).outcome == "not known"
+    few = ReleaseCounts(51, RunStanding(0.6, 0.011, 1020), None, 1, dict.fromkeys(whole, 1 / 51))
+    assert CanaryVerdict(few, used).outcome == "worse"
+    twice = ReleaseCounts(50, RunStanding(0.6, 0.011, 2000), None, 2, used.parts)
+    assert CanaryVerdict(twice, used).outcome == "worse"  # the same choices, in two runs
+    assert CanaryVerdict(few, used).words().endswith("what other people differ by is estimated")
+    assert "estimated" not in CanaryVerdict(twice, used).words()
 
 
 def test_the_words_say_the_noise_or_that_there_is_none() -> None:
