@@ -705,10 +705,6 @@ class RunConfig(Section):
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"can't read configuration {path}: {error}") from None
 
-    def to_toml(self) -> str:
-        """The whole configuration, defaults included, so that a run directory explains itself."""
-        return tomli_w.dumps(section_table(self))
-
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """A copy with dotted keys replaced, e.g. ``{"adapter.share": "B", "seed": 3}``."""
         if not isinstance(changes, Mapping) or not all(isinstance(key, str) for key in changes):

@@ -121,6 +121,10 @@ class Section:
             object.__setattr__(self, f.name, value)
         self._check()
 
+    def to_toml(self) -> str:
+        """All of it, defaults included, so that a file of it explains itself."""
+        return tomli_w.dumps(section_table(self))
+
     def _check(self) -> None:
         """Raise ConfigError for values that contradict each other."""
 

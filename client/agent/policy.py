@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import tomli_w
 from numpy.typing import NDArray
 
 from penchant.client.secagg import SecAggPolicy
@@ -28,7 +27,7 @@ from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
 from penchant.common.secagg.transcript import threshold
-from penchant.common.settings import Section, build_section, section_table, setting
+from penchant.common.settings import Section, build_section, setting
 from penchant.common.shares import BASE, Head
 from penchant.common.wire.messages import Announce, Kind
 
@@ -234,10 +233,6 @@ class OwnerPolicy(Section):
         except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no TOML
             raise ConfigError(f"can't read the owner's policy {path}: {error}") from None
         return build_section(cls, table, "")
-
-    def to_toml(self) -> str:
-        """The whole policy, defaults included."""
-        return tomli_w.dumps(section_table(self))
 
     def ready(self, now: datetime) -> bool:
         """Whether the device takes part at `now` (local time)."""

@@ -21,9 +21,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import tomli_w
 
 from penchant.client.agent.agent import Agent
 from penchant.client.agent.known_lists import MEMBERS
@@ -42,7 +39,7 @@ from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError, UsageError
 from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
 from penchant.common.membership.identity import Identity, Membership, authority_digest
-from penchant.common.settings import Section, section_table
+from penchant.common.settings import Section
 from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
 
@@ -84,7 +81,7 @@ class DeviceHome:
         self.store = PreferenceStore(directory, self.storage)
         self.vault = Vault(directory, self.storage, self.store)
         self._training: TrainingProcess | None = None  # of its agents
-        for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
+        for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, OfflineConfig().to_toml())):
             path = directory / name
             if not path.exists():
                 write_private(path, text.encode(), replace=False)
@@ -230,8 +227,3 @@ class DeviceHome:
             pace=pace,
             keep_model=True,
         )
-
-
-def _toml(section: Section) -> str:
-    table: dict[str, Any] = section_table(section)
-    return tomli_w.dumps(table)

@@ -187,8 +187,10 @@ def attend(
     later: set[str] = set()  # digests of requests that were left for another time: each is asked about once
 
     def decide(pending: PendingDecision) -> bool | None:
-        if yes or pending.request in later:
-            return True if yes else None
+        if yes:
+            return True
+        if pending.request in later:
+            return None
         granted = _decided(pending)
         if granted is None:
             later.add(pending.request)

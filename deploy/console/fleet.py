@@ -206,10 +206,8 @@ class FleetOnThisMachine:
     def revocations(self) -> list[Revocation]:
         """What was asked for from here and elsewhere, the latest first; each signed or pending. What the
         authority declined is neither: it is in the audit."""
-        membership, pending = (
-            self._known().membership(),
-            asked_revocations(ServerDirectory(self.directory)),
-        )
+        membership = self._known().membership()
+        pending = asked_revocations(ServerDirectory(self.directory))
         waits = {one.member for one in pending}
         asked = [Revocation(*row, None) for row in self._store.revocations(self._id)]
         asked = [one for one in asked if one.member in waits or not membership.holds(one.member)]
