@@ -45,6 +45,7 @@ __all__ = [
 
 _BATCH_TEXTS = 32
 _BATCH_TOKENS = 8192
+_PRODUCTS_MOST = 512 * 512  # tokens that ask times tokens that are seen
 _BY_PIECES = "penchant_pieces"  # the attention's name among those of transformers
 _WINDOWS = ("sliding_window", "local_attention", "window_size", "attention_window", "attention_chunk_size")
 
@@ -536,9 +537,37 @@ def _attend(
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
         fewer = False
     mask = None if seen is None else seen.to(query.dtype)
+    if _slow_backwards(query, key, value):
+        return _attend_by_products(query, key, value, mask, causal, scaling)
     return F.scaled_dot_product_attention(
         query, key, value, mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=fewer
     )
+
+
+def _slow_backwards(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether plain products are the faster way to gradients: torch's attention on CPUs goes back through
+    numbers of 16 bits two to four times as slowly, but for long pieces, whose products are too large."""
+    wanted = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
+    half = query.dtype in (torch.bfloat16, torch.float16) and query.device.type == "cpu"
+    return wanted and half and query.shape[2] * key.shape[2] <= _PRODUCTS_MOST
+
+
+def _attend_by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scaling: float | None
+) -> Tensor:
+    """As scaled_dot_product_attention: query [1, h, L, d], key and value [1, k, S, d], h a multiple of k."""
+    one, heads, length, width = query.shape
+    fewer, reach = key.shape[1:3]
+    if mask is None and causal:
+        mask = query.new_full((length, reach), -torch.inf).triu(1)
+    scale = width**-0.5 if scaling is None else scaling
+    together = (query * scale).reshape(
+        one, fewer, heads // fewer * length, width
+    )  # of heads that share a key
+    weights = (together @ key.transpose(2, 3)).view(one, heads, length, reach)
+    weights = torch.softmax(weights if mask is None else weights + mask, -1)
+    found = weights.view(one, fewer, heads // fewer * length, reach) @ value
+    return found.view(one, heads, length, width)
 
 
 def _attend_gathered(

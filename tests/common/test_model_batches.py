@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.model import batches
 from penchant.common.model.backbone import load_backbone
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel
@@ -51,7 +52,8 @@ def model_of(
     folder: Path, kind: str, *, full: bool = False, layers: Any = (), **settings: Any
 ) -> RewardModel:
     """Factors on the queries and values of some blocks; one token a word, whatever the family's tokenizer."""
-    model = ModelConfig(base_model=str(folder), dtype="float32", normalize=0, max_tokens=32, **settings)
+    settings = {"dtype": "float32", **settings}
+    model = ModelConfig(base_model=str(folder), normalize=0, max_tokens=32, **settings)
     adapter = AdapterConfig(
         share="AB", rank=2, alpha=4.0, target_modules=QUERIES.get(kind, ("q_proj", "v_proj")), layers=layers
     )
@@ -82,8 +84,8 @@ def found(model: RewardModel, share: str, one_by_one: bool = False) -> tuple[Ten
     }
     mine = {name: leaves[name] for name in split.shared.names}
     effective = split.effective(mine, {name: leaves[name] for name in split.personal.names})
-    batches = [[text] for text in TEXTS] if one_by_one else [TEXTS]
-    scores = torch.cat([model.scores(model.prepare_texts(batch), effective) for batch in batches])
+    given = [[text] for text in TEXTS] if one_by_one else [TEXTS]
+    scores = torch.cat([model.scores(model.prepare_texts(batch), effective) for batch in given])
     weights = torch.linspace(-1, 1, len(TEXTS)) + 0.3
     scored = [tensor for name, tensor in leaves.items() if name != split.spread_tensor]  # no part of a score
     return scores.detach(), list(torch.autograd.grad((scores * weights).sum(), scored))
@@ -131,6 +133,52 @@ def test_every_share_rule_has_its_gradients(tiny_model: Any, kind: str, share: s
     fast, slow = (model_of(tiny_model(kind), kind, full=full) for full in (False, True))
     if split_of(fast, share).adapted_modules:
         assert_same(fast, slow, share)
+
+
+@pytest.mark.parametrize(("heads", "fewer"), [(4, 4), (6, 2), (4, 1)])
+@pytest.mark.parametrize(("causal", "reach"), [(True, 7), (False, 7), (True, 12)])
+@pytest.mark.parametrize("scaling", [None, 0.2])
+def test_attention_by_products_is_that_of_torch(
+    heads: int, fewer: int, causal: bool, reach: int, scaling: float | None
+) -> None:
+    """Values and gradients, in numbers that show a difference."""
+    draws = torch.Generator().manual_seed(heads + reach)
+    parts = [
+        torch.randn(1, n, length, 8, generator=draws)
+        for n, length in ((heads, 7), (fewer, reach), (fewer, reach))
+    ]
+    parts = [part.requires_grad_() for part in parts]
+    seen = torch.full((7, reach), -torch.inf).triu(reach - 7 + 1)[None, None] if reach > 7 else None
+    found = batches._attend_by_products(*parts, seen, causal, scaling)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *parts, seen, is_causal=causal and seen is None, scale=scaling, enable_gqa=True
+    )
+    weights = torch.randn(found.shape, generator=draws)
+    assert torch.allclose(found, expected, atol=1e-6)
+    for one, other in zip(
+        *(torch.autograd.grad((o * weights).sum(), parts) for o in (found, expected)), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_products_are_taken_where_they_are_faster(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gradients go back through numbers of 16 bits, and pieces are short; else torch's attention."""
+    taken: list[int] = []
+    products = batches._attend_by_products
+    monkeypatch.setattr(
+        batches, "_attend_by_products", lambda *given: taken.append(given[0].shape[2]) or products(*given)
+    )
+    half, whole = (model_of(tiny_model("llama"), "llama", dtype=dtype) for dtype in ("bfloat16", "float32"))
+    found(whole, "AB")
+    assert not taken
+    scores, _ = found(half, "AB")
+    assert taken
+    monkeypatch.setattr(batches, "_PRODUCTS_MOST", 0)
+    taken.clear()
+    assert torch.allclose(found(half, "AB")[0], scores, atol=0.05)
+    with torch.no_grad():
+        half.scores(half.prepare_texts(TEXTS), half.split().merged(*half.split().initial(0)))
+    assert not taken
 
 
 @pytest.mark.parametrize("kind", ["llama", "gptj", "bert"])
