@@ -163,7 +163,10 @@ class ModelConfig(Section):
     truncation: TruncationName = setting(
         "left", "The side on which a longer text is cut; a response comes last, so left keeps it."
     )
-    dtype: DtypeName = setting("auto", "The number format of the base model; auto is its own.")
+    dtype: DtypeName = setting(
+        "auto",
+        "The number format of the base model; auto is bfloat16 on a GPU that computes in it, else float32.",
+    )
     quantize: QuantizeName = setting(
         "none", "How frozen linear weights are held; 4bit is NF4 and needs CUDA and bitsandbytes."
     )
