@@ -53,11 +53,12 @@ def main() -> None:
     parser.add_argument("--cohort", type=int, default=100)
     parser.add_argument("--jester", type=Path, help="the folder with Jester5k.rda")
     parser.add_argument("--base", default="", help="a base model; a tiny BERT by default")
+    parser.add_argument("--group-size", type=int, default=256, help="people who mask together, at most")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        asked.one.write_text(json.dumps(measured(asked.people[0], asked.cohort, asked.jester, asked.base)))
+        asked.one.write_text(json.dumps(measured(asked.people[0], asked)))
         return
     rows = []
     print(" ".join(f"{name:>11}" for name in COLUMNS))
@@ -68,12 +69,13 @@ def main() -> None:
         asked.json.write_text(json.dumps(rows, indent=1))
 
 
-def measured(people: int, cohort: int, jester: Path | None, base: str) -> dict[str, float]:
+def measured(people: int, asked: argparse.Namespace) -> dict[str, float]:
     """One run in this process, in a directory that is gone afterwards."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = _settings(folder, people, jester, base)
-        settings |= {"federation.rounds": 1, "federation.cohort": cohort, "federation.warmup_rounds": 0}
+        settings = _settings(folder, people, asked.jester, asked.base)
+        settings |= {"federation.rounds": 1, "federation.cohort": asked.cohort}
+        settings |= {"federation.warmup_rounds": 0, "privacy.group_size": asked.group_size}
         config = RunConfig().changed(settings)
         world = prepare(config)
         directory = folder / "run"
@@ -130,6 +132,7 @@ def _settings(folder: Path, people: int, jester: Path | None, base: str) -> dict
 def _in_a_process(people: int, asked: argparse.Namespace) -> dict[str, float]:
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         command = [sys.executable, __file__, str(people), "--cohort", str(asked.cohort), "--one", out.name]
+        command += ["--group-size", str(asked.group_size)]
         command += ["--jester", str(asked.jester)] if asked.jester else []
         command += ["--base", asked.base] if asked.base else []
         subprocess.run(command, check=True, env=os.environ)
