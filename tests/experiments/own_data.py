@@ -8,8 +8,8 @@ for a whole cohort at once, without devices, masks and messages, so that a run t
 --race does something else: it lets the heads among the candidates of `penchant simulate --auto` race by their
 counts of held-out choices, by the server's own rule, and says how the winner and the others do in the end.
 
---depths asks how deep to read: the same heads on the states after each block of the base model, with 20
-training pairs a person at most, and with 200.
+--depths asks how deep to read: the same heads on the states after each block of the base model, and on those
+after two blocks side by side, with 20 training pairs a person at most, and with 200.
 
 --sets: `senate`, `jester` and `arguments`; the last two need --data FOLDER, in which each has a folder of its
 name. The same command goes on where it stopped. --page FILE writes the table between its marks. --only-show
@@ -89,10 +89,15 @@ RACE = {
 }
 """Those candidates of a race that are heads on the frozen embedding, the cheapest first."""
 RACE_MARKS = re.compile(r"(<!-- own race -->\n).*?(<!-- end -->)", re.S)
-BLOCKS, PAIRS = (
-    (6, 5, 4, 3, 2),
-    (20, 200),
-)  # of --depths: blocks of the base model used, training pairs at most
+BLOCKS = (
+    (6,),
+    (5,),
+    (4,),
+    (3,),
+    (2,),
+    (3, 6),
+)  # of --depths: after which blocks of the base model states are read
+PAIRS = (20, 200)  # and training pairs at most
 DEEP = ("one head for all, stops", "LoRe's basis, rate .01, stops", "both, rank 4, stops")
 DEEP_MARKS = re.compile(r"(<!-- own depths -->\n).*?(<!-- end -->)", re.S)
 ROUNDS, EPOCHS, FINAL, LR_PERSONAL, LR_FINAL = 30, 6, 30, 1e-2, 1e-2  # the defaults
@@ -116,17 +121,20 @@ def people_of(name: str, folder: Path | None, seed: int, pairs: int = 20) -> tup
 class Embeddings:
     """Differences of texts' embeddings; each text is embedded once, and kept in half precision.
 
-    blocks: how many of the base model's are used; 0 for all.
+    blocks: how many of the base model's are used; 0 for all. Of several numbers, the embeddings of each stand
+    side by side, and all of them together have the usual length.
     """
 
-    def __init__(self, blocks: int = 0) -> None:
-        config = RunConfig().changed({"adapter.share": "lore", "model.blocks": blocks})
-        self._model, self._length = ModelCache().model(config.model, config.adapter), config.model.normalize
+    def __init__(self, *blocks: int) -> None:
+        config = RunConfig().changed({"adapter.share": "lore"})
+        deep = [replace(config.model, blocks=one) for one in blocks]
+        self._models = [ModelCache().model(one, config.adapter) for one in deep]
+        self._length = config.model.normalize / math.sqrt(len(blocks))
         self._known: dict[tuple[str, str], Tensor] = {}
 
     def part(self, pairs: Sequence[Sequence[Preference]]) -> Parts:
         """One part of everybody's pairs."""
-        found = torch.zeros(len(pairs), max(map(len, pairs)), self._model.embedding)
+        found = torch.zeros(len(pairs), max(map(len, pairs)), sum(one.embedding for one in self._models))
         there = torch.zeros(found.shape[:2])
         for row, own in enumerate(pairs):
             for place, one in enumerate(own):
@@ -137,8 +145,8 @@ class Embeddings:
     def _of(self, prompt: str, response: str) -> Tensor:
         key = (prompt, response)
         if key not in self._known:
-            packed: Tensor = self._model.prepare_texts([key]).packed
-            self._known[key] = (normalize(packed, dim=1)[0] * self._length).half()
+            each = [normalize(one.prepare_texts([key]).packed, dim=1)[0] for one in self._models]
+            self._known[key] = (torch.cat(each) * self._length).half()
         return self._known[key].float()
 
 
@@ -370,9 +378,9 @@ def depths(
 ) -> None:
     """Run what is missing of every depth, and add it to `done`."""
     for blocks, name, seed, pairs in itertools.product(BLOCKS, names, seeds, PAIRS):
-        wanted = {f"{name} {seed} {blocks} {pairs} {label}": SETTINGS[label] for label in DEEP}
+        wanted = {f"{name} {seed} {_said(blocks)} {pairs} {label}": SETTINGS[label] for label in DEEP}
         if not wanted.keys() <= done.keys():
-            parts = parts_of(people_of(name, given.data, seed, pairs), embedded_after(blocks))
+            parts = parts_of(people_of(name, given.data, seed, pairs), embedded_after(*blocks))
             for key, setting in wanted.items():
                 done[key] = {k: round(v, 4) for k, v in run(setting, *parts, seed).items()}
                 print(key, done[key], flush=True)
@@ -380,9 +388,13 @@ def depths(
 
 
 @functools.lru_cache(1)
-def embedded_after(blocks: int) -> Embeddings:
-    """The embeddings of one depth."""
-    return Embeddings(blocks)
+def embedded_after(*blocks: int) -> Embeddings:
+    """The embeddings of one depth, or of several side by side."""
+    return Embeddings(*blocks)
+
+
+def _said(blocks: Sequence[int]) -> str:
+    return " and ".join(map(str, blocks))
 
 
 def depth_table(done: Mapping[str, Mapping[str, float]], names: Sequence[str], seeds: Sequence[int]) -> str:
@@ -395,12 +407,12 @@ def depth_table(done: Mapping[str, Mapping[str, float]], names: Sequence[str], s
                 [
                     one["blended"]
                     for seed in seeds
-                    if (one := done.get(f"{name} {seed} {blocks} {pairs} {label}"))
+                    if (one := done.get(f"{name} {seed} {_said(blocks)} {pairs} {label}"))
                 ]
                 for pairs in PAIRS
             ]
             cells.append(", ".join(f"{statistics.fmean(own):.3f}" if own else "–" for own in found))
-        lines.append(f"| {blocks}, {label.removesuffix(', stops')} | {' | '.join(cells)} |")
+        lines.append(f"| {_said(blocks)}, {label.removesuffix(', stops')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
