@@ -13,14 +13,14 @@ from support.tiny_models import WORDS
 
 def write_choices(path: Path, counts: Sequence[int]) -> None:
     """One person for each number of pairs; the column "user" names them."""
-    draw = random.Random(0)
+    draw, most = random.Random(0), max(counts)
     rows = []
     for person, count in enumerate(counts):
         liking = {word: draw.random() for word in WORDS}
         for number in range(count):
             words = draw.sample(WORDS, 2)
             better, worse = sorted(words, key=lambda word: -liking[word])
-            prompt = f"{number * max(counts) // count} "  # those who have fewer skip some
+            prompt = f"{number * most // count} "  # those who have fewer skip some
             rows.append({"user": f"p{person}", "prompt": prompt, "chosen": better, "rejected": worse})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
