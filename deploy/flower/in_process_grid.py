@@ -12,6 +12,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -124,12 +125,16 @@ class InProcessGrid(Grid):
         self._silent = silent
         self._run = Run.create_empty(FLOWER_RUN)
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="client")
+        self._workers = workers
+        self._waiting: deque[tuple[Message, Future[bytes]]] = deque()  # what nobody has begun to serve
         self._pending: dict[str, Future[bytes]] = {}
         self._lock = threading.Lock()
         self._contexts = contexts(self._run.run_id, clients, run_config)
 
     def close(self) -> None:
         """Stop serving; messages not yet begun are dropped."""
+        while self._waiting:
+            self._waiting.popleft()[1].cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # --- Flower's interface --------------------------------------------------------------------------
@@ -161,13 +166,20 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Queue messages; the ids answer to `pull_messages`."""
+        """Queue messages; the ids answer to `pull_messages`.
+
+        Serving begins once all are queued: threads that serve would hold up each further message for as long
+        as they keep the interpreter's lock, and a hundred thousand messages for minutes.
+        """
         ids = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = identifier = secrets.token_hex(16)
-            with self._lock:
-                self._pending[identifier] = self._pool.submit(self._serve, message)
-            ids.append(identifier)
+        with self._lock:
+            for message in messages:
+                message.metadata.__dict__["_message_id"] = identifier = secrets.token_hex(16)
+                self._pending[identifier] = reply = Future()
+                self._waiting.append((message, reply))
+                ids.append(identifier)
+        for _ in range(min(self._workers, len(ids))):
+            self._pool.submit(self._serve_waiting)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -207,6 +219,25 @@ class InProcessGrid(Grid):
             message = message_of(data)
             del reply, data  # while the next is waited for, this one is held once
             yield message
+
+    def _serve_waiting(self) -> None:
+        """Serve what waits, until nothing does. A message that is older than its time to live is dropped
+        unread, as a SuperLink does: nobody looks for its answer any more."""
+        while self._waiting:
+            try:
+                message, reply = self._waiting.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            told = message.metadata
+            if told.created_at + told.ttl < time.time():
+                with self._lock:
+                    self._pending.pop(told.message_id, None)
+                reply.cancel()
+            elif reply.set_running_or_notify_cancel():
+                try:
+                    reply.set_result(self._serve(message))
+                except BaseException as error:  # the one who asks is told, as by a pool
+                    reply.set_exception(error)
 
     def _serve(self, pushed: Message) -> bytes:
         """The reply as it travels. What was pushed is serialised now, so that what all are told is not copied

@@ -326,6 +326,52 @@ def test_messages_that_were_not_begun_are_dropped_at_the_end(made: Make) -> None
     assert served == [0]
 
 
+def test_nobody_is_served_before_all_are_queued(made: Make) -> None:
+    served: list[int] = []
+
+    def answer(index: int, stage: str, payload: bytes) -> bytes:
+        served.append(index)
+        return payload
+
+    def messages() -> Iterator[Message]:
+        for index in range(50):
+            assert not served
+            yield ask(1000 + index % 3)
+
+    grid = made(answering(answer), workers=4)
+    ids = list(grid.push_messages(messages()))
+    deadline = time.monotonic() + 10
+    while len(served) < 50 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(served) == len(set(ids)) == 50
+
+
+def test_a_message_that_waited_beyond_its_time_to_live_is_dropped_unread(made: Make) -> None:
+    """So that what an exchange left behind does not hold up the next one."""
+    served: list[str] = []
+    gate = threading.Event()
+
+    def answer(index: int, stage: str, payload: bytes) -> bytes:
+        served.append(payload.decode())
+        gate.wait(10)
+        return payload
+
+    grid = made(answering(answer), workers=1)
+    first, late, next_one = (ask(1000, payload=text) for text in (b"first", b"late", b"next"))
+    late.metadata.ttl = 0.01
+    ids = list(grid.push_messages([first, late, next_one]))
+    time.sleep(0.05)
+    gate.set()
+    replies: list[Message] = []
+    deadline = time.monotonic() + 10
+    while len(replies) < 2 and time.monotonic() < deadline:
+        replies += grid.pull_messages(ids)
+        time.sleep(0.001)
+    assert served == ["first", "next"]
+    assert {reply.metadata.reply_to_message_id for reply in replies} == {ids[0], ids[2]}
+    assert not grid._pending
+
+
 # --- clients that fail ----------------------------------------------------------------------------
 
 
