@@ -199,6 +199,14 @@ class ModelConfig(Section):
         high=1000,
         added=True,
     )
+    beside: int = setting(
+        0,
+        "An embedding that is made of the states after so many blocks stands beside that of the last ones; 0 "
+        "stands for none. It is for shares that adapt no module.",
+        low=0,
+        high=1000,
+        added=True,
+    )
 
     @property
     def rule(self) -> Objective:
@@ -213,6 +221,12 @@ class ModelConfig(Section):
                 "read it; drop one of them",
                 about=("model.beta", "model.objective"),
             )
+        if self.blocks and self.beside >= self.blocks:
+            raise ConfigError(
+                f"model.beside is {self.beside}, and of {self.blocks} blocks (model.blocks) it can be one "
+                f"before the last, {self.blocks - 1} at most",
+                about=("model.beside", "model.blocks"),
+            )
         if self.rule.has_head:
             if self.template != usual["template"]:
                 raise ConfigError(
@@ -221,7 +235,7 @@ class ModelConfig(Section):
                     about=("model.template", "model.objective"),
                 )
             return
-        for name in ("blocks", "pooling", "normalize"):
+        for name in ("blocks", "beside", "pooling", "normalize"):
             if getattr(self, name) != usual[name]:
                 raise ConfigError(
                     f"model.{name} is about the embedding under a score head, and objective "
@@ -303,8 +317,15 @@ def head_of(model: ModelConfig, adapter: AdapterConfig) -> Head:
     """Where the score head belongs; NONE where the objective has no use for one.
 
     Raises:
-        ConfigError: the objective has none, and something that is asked for needs one.
+        ConfigError: the objective has none, and something that is asked for needs one; or modules are adapted
+            and a second embedding is to stand beside the last one.
     """
+    if model.beside and adapter.rule.adapts_modules:
+        raise ConfigError(
+            f'model.beside is for shares that adapt no module, such as common, and share "{adapter.share}" '
+            "does; drop one of them",
+            about=("model.beside", "adapter.share"),
+        )
     if model.rule.has_head:
         return adapter.rule.head(adapter.head)
     asked = {

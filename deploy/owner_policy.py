@@ -75,7 +75,7 @@ def policy_for(config: RunConfig, min_honest: int, max_colluders: int) -> OwnerP
         max_factor_ratio=1e9,
         max_head_norm=1e9,
         min_tokens=min(usual.min_tokens, model.max_tokens),
-        min_blocks=min(usual.min_blocks, model.blocks or usual.min_blocks),
+        min_blocks=min((usual.min_blocks, *filter(None, (model.blocks, model.beside)))),
         poolings=(model.pooling,),
         max_normalize=max(usual.max_normalize, model.normalize),
         unnormalized=not model.normalize,

@@ -154,8 +154,8 @@ class OwnerPolicy(Section):
     )
     min_blocks: int = setting(
         3,
-        "How many blocks of the base model a plan that does not use all must use at least; states after the "
-        "first ones are hardly more than the words.",
+        "Through how many blocks of the base model states must have gone, where a plan does not read those "
+        "after all of them alone; after the first ones they are hardly more than the words.",
         low=1,
         high=1000,
     )
@@ -303,8 +303,8 @@ class OwnerPolicy(Section):
     def _reading(self, model: ModelConfig) -> Iterator[tuple[bool, str]]:
         """What is asked of how a response becomes a score."""
         yield self._at_least("tokens of a text", model.max_tokens, "min_tokens")
-        if model.blocks:
-            yield self._at_least("blocks of the base model", model.blocks, "min_blocks")
+        for blocks in filter(None, (model.blocks, model.beside)):
+            yield self._at_least("blocks of the base model", blocks, "min_blocks")
         yield self._among("pooling", model.pooling, "poolings")
         yield self._among("objective", model.objective, "objectives")
         yield self._at_most("beta", model.beta, "max_beta")

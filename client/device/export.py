@@ -269,8 +269,20 @@ def snippet(export: Export, directory: str) -> str:
     model = f"PeftModel.from_pretrained({base}, {directory!r})" if adapted else base
     pooled = {"mean": "h.mean(0)", "first": "h[0]", "last": "h[-1]"}[export.pooling]
     scaled = f"F.normalize(e, dim=0) * {export.model.normalize:g}" if export.model.normalize else "e"
+    tokens = f"**tokenizer(prompt + response, truncation=True, max_length={export.max_tokens}, "
+    tokens += "return_tensors='pt')"
+    reading = [f"    h = model({tokens}).last_hidden_state[0]"]
+    if export.model.beside:
+        between = f"found.hidden_states[{export.model.beside}][0]"
+        reading = [
+            f"    found = model({tokens}, output_hidden_states=True)",
+            f"    h = torch.cat([{between}, found.last_hidden_state[0]], 1)",
+        ]
+        halves = "F.normalize(e.view(2, -1), dim=1).flatten() / 2**.5"
+        scaled = scaled.replace("F.normalize(e, dim=0)", halves)
     peft = "\nfrom peft import PeftModel" if adapted else ""
     lines = [
+        *(["import torch"] if export.model.beside else []),
         "import torch.nn.functional as F",
         "from safetensors.torch import load_file",
         f"from transformers import AutoModel, AutoTokenizer{peft}",
@@ -278,8 +290,7 @@ def snippet(export: Export, directory: str) -> str:
         f"truncation_side={export.model.truncation!r}, trust_remote_code=False)",
         f"model, head = {model}.eval(), load_file({directory + '/' + HEAD_FILE!r})['weight'][0]",
         "def score(prompt, response):",
-        f"    h = model(**tokenizer(prompt + response, truncation=True, max_length={export.max_tokens}, "
-        "return_tensors='pt')).last_hidden_state[0]",
+        *reading,
         f"    e = {pooled}; return ({scaled} @ head).item()",
     ]
     return "\n".join(lines) + "\n"

@@ -291,17 +291,26 @@ def _text_part(whole: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def _cut(model: nn.Module, part: str, config: ModelConfig, digest: str) -> str:
     """Leave the model its first `config.blocks` blocks, where it is to use no more; -> the digest of what is
-    left.
+    left, and of what is read of it.
 
-    A cut model is another model: its digest keeps them apart wherever models are held against each other, or
-    their states are kept.
+    A model that is cut, or read in two places, is another model: its digest keeps them apart wherever models
+    are held against each other, or their states are kept.
 
     Raises:
         BaseModelError: it has fewer blocks, or has to be cut inside a larger model.
     """
-    if not config.blocks:
+    if not (config.blocks or config.beside):
         return digest
     blocks = find_blocks(model)[1]
+    if config.beside >= len(blocks):
+        raise BaseModelError(
+            f'base model "{config.base_model}" has {len(blocks)} blocks, and model.beside is '
+            f"{config.beside}; it can be one before the last, {len(blocks) - 1} at most"
+        )
+    if config.beside:
+        digest = hashlib.sha256(f"{digest} beside {config.beside}".encode()).hexdigest()
+    if not config.blocks:
+        return digest
     there = len(blocks)
     if config.blocks > there:
         raise BaseModelError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from penchant.common.errors import BaseModelError
 from penchant.common.model.factors import AdaptedModule, MergedWeights
 from penchant.common.model.log_probability import Unembedding
 
@@ -18,7 +20,8 @@ class AdaptedNetwork:
     `module(input_ids, attention_mask)` [b, L] -> last_hidden_state [b, L, d]; pooling: "mean" over
     the tokens, "first" or "last". base: paths, in the backbone without LoRA, of parameters trained too.
     causal: later tokens don't change earlier states; max_tokens: of the longest text. unembedding: where
-    responses are scored by their log-probabilities, and not texts by one embedding.
+    responses are scored by their log-probabilities, and not texts by one embedding. beside: after how many
+    blocks states are read as well, side by side with the last ones; 0 for none.
     """
 
     module: nn.Module
@@ -30,6 +33,25 @@ class AdaptedNetwork:
     max_tokens: int
     base: tuple[str, ...] = ()
     unembedding: Unembedding | None = None
+    beside: int = 0
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the module is called with beside its inputs, so that it gives what `states` reads."""
+        return {"output_hidden_states": True} if self.beside else {}
+
+    def states(self, output: Any) -> Tensor:
+        """The states of a call that an embedding is made of: [b, L, d], or [b, L, 2 d] with others beside
+        the last ones, which come second."""
+        last: Tensor = output.last_hidden_state
+        if not self.beside:
+            return last
+        between = getattr(output, "hidden_states", None)
+        if between is None:
+            raise BaseModelError(
+                f"{type(self.module).__name__} gives no states between its blocks; set model.beside to 0"
+            )
+        return torch.cat([between[self.beside], last], dim=-1)
 
     def overrides(self, effective: MergedWeights) -> dict[str, Tensor]:
         """The parameters to swap in for a functional call of the module."""

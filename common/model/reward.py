@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 import threading
 from collections.abc import Iterable, Sequence
@@ -160,7 +161,7 @@ class RewardModel:
         self.head = head_of(model, adapter)
         self.objective, self.beta = model.rule, model.beta
         self.digest = backbone.digest
-        self.embedding = backbone.hidden
+        self.embedding = backbone.hidden * (2 if model.beside else 1)
         self.device = backbone.device
         self.targets = targets_of(backbone.model, adapter) if adapter.rule.adapts_modules else ()
         self.adapted_modules = find_adapted(backbone.model, adapter) if adapter.rule.adapts_modules else ()
@@ -168,7 +169,7 @@ class RewardModel:
         self.weight_norms = weight_norms(backbone.model, self.adapted_modules, self.base)
         self._adapter = adapter
         self._backbone = backbone
-        self._normalize = model.normalize
+        self._normalize, self._parts = model.normalize, 2 if model.beside else 1
         self._truncation = model.truncation
         self.pooling = _pooling(model.pooling, backbone.causal)
         self.max_tokens = backbone.max_tokens
@@ -189,6 +190,7 @@ class RewardModel:
             max_tokens=backbone.max_tokens,
             base=tuple(tensor.name for tensor in self.base),
             unembedding=None if self.objective.has_head else backbone.unembedding,
+            beside=model.beside,
         )
         check_base(network, [self._tokens(text) for text in _PROBES])
         probes: list[Any] = [self._tokens(text) for text in _PROBES]
@@ -311,8 +313,12 @@ class RewardModel:
                 f'objective "{self.objective.name}" makes a model that writes, and it has no score head'
             )
         module = self._with_factors(self._backbone.model, "", effective)
+        network = self._network
         return StandaloneScorer(
-            module, lambda states, mask: self._scaled(self._network.pool(states, mask)), effective.head
+            module,
+            lambda output, mask: self._scaled(network.pool(network.states(output), mask)),
+            effective.head,
+            network.asked,
         )
 
     def _with_factors(self, whole: Any, inside: str, effective: MergedWeights) -> Any:
@@ -407,8 +413,13 @@ class RewardModel:
         return torch.where(ties, (one_way + losses(-margins, self.beta)) / 2, one_way)
 
     def _scaled(self, embeddings: Tensor) -> Tensor:
-        """Embeddings [n, d] at the length that is asked for."""
-        return F.normalize(embeddings, dim=1) * self._normalize if self._normalize else embeddings
+        """Embeddings [n, d] at the length that is asked for; where two stand side by side, both as long."""
+        if not self._normalize:
+            return embeddings
+        each = embeddings.view(
+            -1, self._parts, embeddings.shape[1] // self._parts
+        )  # [n, d] -> [n, 1 or 2, …]
+        return (F.normalize(each, dim=2) * (self._normalize / math.sqrt(self._parts))).flatten(1)
 
     def _several(self) -> StackedTail:
         if self.stacked is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,23 +18,30 @@ class StandaloneScorer(nn.Module):
 
     Args:
         module: the backbone with this person's factors in place.
-        embed: states [n, L, d] under such a mask -> embeddings [n, d].
+        embed: what the module gives, under such a mask -> embeddings [n, d].
         head: [1, d].
+        asked: what the module is called with beside tokens and mask.
     """
 
     head: Tensor
 
-    def __init__(self, module: nn.Module, embed: Callable[[Tensor, Tensor], Tensor], head: Tensor) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        embed: Callable[[Any, Tensor], Tensor],
+        head: Tensor,
+        asked: Mapping[str, Any],
+    ) -> None:
         super().__init__()
         self.module = module
-        self._embed = embed
+        self._embed, self._asked = embed, dict(asked)
         self.register_buffer("head", head.detach().float())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The scores. Of a text without tokens the first one that fills it up is read, as in training."""
         mask = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask[:, 1:]], 1)
-        states = self.module(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        found: Tensor = self._embed(states, mask) @ self.head[0]
+        output = self.module(input_ids=input_ids, attention_mask=mask, **self._asked)
+        found: Tensor = self._embed(output, mask) @ self.head[0]
         return found
 
 

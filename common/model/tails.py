@@ -166,7 +166,7 @@ class FullTail:
         return self.packing.collate([ids for (ids,) in texts], None, starts)
 
     def forward(self, packed: Batches, effective: MergedWeights) -> Tensor:
-        return _embed(self._skeletons.get(), packed, self._network.overrides(effective), {})
+        return _embed(self._skeletons.get(), packed, self._network, effective, {})
 
     def repacked(self, packing: Packing) -> FullTail:
         """This tail over texts that are put together, and read, in another way."""
@@ -174,15 +174,22 @@ class FullTail:
 
 
 def _embed(
-    module: nn.Module, packed: Batches, swapped: dict[str, Tensor], given: dict[str, Tensor | None]
+    module: nn.Module,
+    packed: Batches,
+    network: AdaptedNetwork,
+    effective: MergedWeights,
+    given: dict[str, Tensor | None],
 ) -> Tensor:
-    """Pooled embeddings [n, d] of packed texts. given: where the module looks for the states of a batch."""
+    """Pooled embeddings [n, d] of packed texts, by a copy of the network's module. given: where the copy
+    looks for the states of a batch."""
+    swapped = network.overrides(effective)
     embeddings = []
     for batch in packed.batches:
         given["states"] = batch.states
         with batch.running():
-            output = functional_call(module, swapped, (), batch.inputs(), tie_weights=False)
-        embeddings.append(batch.pool(output.last_hidden_state))
+            inputs = batch.inputs() | network.asked
+            output = functional_call(module, swapped, (), inputs, tie_weights=False)
+        embeddings.append(batch.pool(network.states(output)))
     given.clear()
     return torch.cat(embeddings)[packed.inverse]
 
@@ -259,7 +266,7 @@ class BlockTail:
 
     def forward(self, packed: Batches, effective: MergedWeights) -> Tensor:
         module, given = self._rest.get()
-        return _embed(module, packed, self._network.overrides(effective), given)
+        return _embed(module, packed, self._network, effective, given)
 
     def repacked(self, packing: Packing) -> BlockTail:
         """As `FullTail.repacked`."""

@@ -175,7 +175,7 @@ class InProcessGrid(Grid):
         with self._lock:
             for message in messages:
                 message.metadata.__dict__["_message_id"] = identifier = secrets.token_hex(16)
-                self._pending[identifier] = reply = Future()
+                self._pending[identifier] = reply = Future[bytes]()
                 self._waiting.append((message, reply))
                 ids.append(identifier)
         for _ in range(min(self._workers, len(ids))):

@@ -15,10 +15,12 @@ from typing import Any
 
 from penchant.common.config import RunConfig
 
-__all__ = ["GENERAL", "fitting", "has_recipe", "recipe", "usual_share"]
+__all__ = ["DEPTH", "GENERAL", "fitting", "has_recipe", "recipe", "usual_share"]
 
 GENERAL = "other"
 """The recipe for data that nothing was tuned on."""
+DEPTH = ("model.blocks", "model.beside")
+"""Settings that say how deep a base model is read."""
 
 
 def recipe(dataset: str, share: str) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def fitting(tuned: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any
     keys: how deep one is read says nothing of the next."""
     own = tuned.get("model.base_model", RunConfig().model.base_model)
     other = asked.get("model.base_model", own) != own
-    return {key: value for key, value in tuned.items() if not (other and key == "model.blocks")}
+    return {key: value for key, value in tuned.items() if not (other and key in DEPTH)}
 
 
 def usual_share(dataset: str) -> str | None:

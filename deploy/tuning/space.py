@@ -7,7 +7,7 @@ one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from penchant.common.config import RunConfig
@@ -28,7 +28,6 @@ LEAST: Final = {
     "training.l2_to_start": 1e-4,
 }
 AS_THEY_ARE: Final = (
-    "model.blocks",
     "model.pooling",
     "model.max_tokens",
     "model.normalize",
@@ -51,6 +50,7 @@ plain gradients on the devices, long steps of the server."""
 
 
 _WHOLE: Final = {"training.local_epochs": (1, 12), "adapter.rank": (1, 4)}
+DEPTH: Final = "depth"
 _HEADS: Final = ("shared", "personal")
 _WARMUPS: Final = (0, 5)
 
@@ -61,7 +61,9 @@ class Space:
     leaves a setting as it is asked for.
 
     Attributes:
-        poolings, max_tokens, blocks: of the embedding.
+        poolings, max_tokens: of the embedding.
+        depths: how deep the base model may be read, the usual way last: what each is called, and its
+            settings.
         lengths: the least and the most that an embedding is scaled to.
         cohorts: people a round.
         final_fits: passes after the last round.
@@ -76,7 +78,7 @@ class Space:
     final_fits: Sequence[int] = (0, 30)
     work: int = 180
     rounds: tuple[int, int] = (6, 60)
-    blocks: Sequence[int] = ()
+    depths: Mapping[str, Changes] = field(default_factory=dict)
 
 
 def drawn(trial: optuna.Trial, share: str, space: Space) -> Changes:
@@ -90,7 +92,7 @@ def drawn(trial: optuna.Trial, share: str, space: Space) -> Changes:
     changes: Changes = {
         **_named(trial, "model.pooling", space.poolings),
         **_named(trial, "model.max_tokens", space.max_tokens),
-        **_named(trial, "model.blocks", space.blocks),
+        **_deep(trial, space),
         "adapter.rank": rank,
         "adapter.alpha": float(rank),
         "training.local_epochs": epochs,
@@ -126,7 +128,7 @@ def begun(share: str, space: Space) -> list[Changes]:
         "training.lr_personal": 0.01,
         "training.l2_to_start": 0.01,
         "training.final_fit_epochs": max(_fits(share, space), default=0),
-        **({"model.blocks": space.blocks[-1]} if space.blocks else {}),
+        **({DEPTH: list(space.depths)[-1]} if space.depths else {}),
         "adapter.head": "shared",
         "federation.warmup_rounds": 0,
         "federation.cohort": 34,
@@ -158,6 +160,9 @@ def there(config: RunConfig, space: Space) -> Changes:
     chosen = "plain" if sgd else "adam twice" if adam else "adam"
     place: Changes = {name: max(found[name], low) for name, low in LEAST.items()}
     place |= {name: found[name] for name in AS_THEY_ARE}
+    deep = [name for name, own in space.depths.items() if own.items() <= found.items()]
+    if deep:
+        place[DEPTH] = deep[0]
     if place["model.pooling"] == "auto":
         place["model.pooling"] = "mean"  # MiniLM is an encoder
     if place["adapter.head"] == "auto":
@@ -168,7 +173,6 @@ def there(config: RunConfig, space: Space) -> Changes:
     choices: Mapping[str, Sequence[Any]] = {
         "model.pooling": space.poolings,
         "model.max_tokens": space.max_tokens,
-        "model.blocks": space.blocks,
         "training.final_fit_epochs": _fits(config.adapter.share, space),
         "federation.cohort": space.cohorts,
         "federation.warmup_rounds": _WARMUPS,
@@ -188,6 +192,11 @@ def rate(trial: optuna.Trial, name: str, low: float, high: float) -> float:
 
 def _named(trial: optuna.Trial, name: str, choices: Sequence[Any]) -> Changes:
     return {name: trial.suggest_categorical(name, choices)} if choices else {}
+
+
+def _deep(trial: optuna.Trial, space: Space) -> Changes:
+    found = _named(trial, DEPTH, tuple(space.depths))
+    return dict(space.depths[found[DEPTH]]) if found else {}
 
 
 def _fits(share: str, space: Space) -> Sequence[int]:

@@ -20,7 +20,7 @@ from penchant.common.objectives import REWARD
 from penchant.common.shares import share_rule
 from penchant.common.storage import write_durably
 from penchant.deploy import datasets
-from penchant.deploy.recipes import GENERAL, fitting, recipe, usual_share
+from penchant.deploy.recipes import DEPTH, GENERAL, fitting, recipe, usual_share
 from penchant.deploy.recipes.recipe_file import RecipeFile, Tuned
 from penchant.deploy.tuning.search import BestFound, CaseRuns, Hears, best_of, searched
 from penchant.deploy.tuning.space import SECTIONS, Space
@@ -92,8 +92,12 @@ class Tuning:
     @property
     def space(self) -> Space:
         """What is searched: of the base model that the general recipe has a depth for, the depth as well."""
-        usual = fitting(recipe(GENERAL, usual_share(GENERAL) or ""), self.asked).get("model.blocks")
-        return Space(blocks=(0, usual) if usual and "model.blocks" not in self.asked else ())
+        usual = fitting(recipe(GENERAL, usual_share(GENERAL) or ""), self.asked).get("model.beside")
+        if not usual or not self.asked.keys().isdisjoint(DEPTH):
+            return Space()
+        whole, short, both = ((0, 0), (usual, 0), (0, usual))
+        named = {"all blocks": whole, f"{usual} blocks": short, f"{usual} blocks beside all": both}
+        return Space(depths={name: dict(zip(DEPTH, own, strict=True)) for name, own in named.items()})
 
     def settings(self, found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """What was found, as the tables of a recipe, without what was asked for."""

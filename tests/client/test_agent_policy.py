@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -112,6 +113,7 @@ def trained(**changes: Any) -> dict[str, Any]:
         (adapted(layers=()), "any_block", False, True),
         (reading(max_tokens=15), "min_tokens", 16, 15),
         (reading(blocks=2), "min_blocks", 3, 2),
+        (reading(beside=2) | adapted(share="common"), "min_blocks", 3, 2),
         (reading(pooling="first"), "poolings", ("auto", "mean"), ("first",)),
         (reading(pooling="last"), "poolings", ("auto", "mean"), ("*",)),
         (reading(normalize=31.0), "max_normalize", 30.0, 31.0),
@@ -206,6 +208,14 @@ def test_the_usual_recipes_are_within_the_default_bounds() -> None:
                 OwnerPolicy().check(announced(), config.plan(phase, 34))
 
 
+def test_what_stands_beside_the_last_embedding_is_bounded_like_it() -> None:
+    for beside, refused in ((2, True), (3, False)):
+        changes = {"adapter.share": "common", "model.beside": beside}
+        plan = RunConfig().changed(NOISED | changes).plan("main", 17)
+        with pytest.raises(PolicyRefusal, match=r"\(min_blocks\)") if refused else contextlib.nullcontext():
+            OwnerPolicy().check(announced(), plan)
+
+
 HOSTILE = {  # each of them reads single choices, or words, better than an honest plan does
     "model.max_tokens": 2,
     "model.blocks": 1,
@@ -268,6 +278,7 @@ BOUNDED = {  # by what the owner bounds each part of a plan
     "model.normalize": "max_normalize",
     "model.max_tokens": "min_tokens",
     "model.blocks": "min_blocks",
+    "model.beside": "min_blocks",
     "model.objective": "objectives",
     "model.beta": "max_beta",
     "adapter.share": "shares",

@@ -267,6 +267,19 @@ def test_of_a_model_of_fewer_blocks_the_card_loads_no_more(
     assert load_exported(tmp_path / "mine").scores(TEXTS) == pytest.approx(merged.scores(TEXTS), abs=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "normalize"), [("bert", 10.0), ("llama", 0.0), ("gpt2", 10.0)])
+def test_of_two_embeddings_side_by_side_the_card_reads_both(
+    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str, normalize: float
+) -> None:
+    merged = a_model(tiny_model(kind), normalize=normalize, share="common", beside=2)
+    why = export_peft(Export.of(merged), tmp_path / "mine", tried=merged)
+    assert why == "a share without an adapter has none"
+    namespace: dict[str, Any] = {}
+    exec(snippet(Export.of(merged), str(tmp_path / "mine")), namespace)
+    assert [namespace["score"](*text) for text in TEXTS] == pytest.approx(merged.scores(TEXTS), abs=1e-5)
+    assert load_exported(tmp_path / "mine").scores(TEXTS) == pytest.approx(merged.scores(TEXTS), abs=1e-6)
+
+
 def test_padding_that_texts_end_with_is_not_used(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """A tokenizer that adds EOS, and EOS as padding: the classifier would read the token before it."""
     folder = tmp_path / "llama"

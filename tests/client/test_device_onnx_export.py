@@ -36,14 +36,21 @@ def card_lines(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "normalize"),
-    [("bert", 10.0), ("llama", 0.0), ("gpt2", 0.0), pytest.param("t5", 10.0, marks=pytest.mark.slow)],
+    ("kind", "normalize", "more"),
+    [
+        ("bert", 10.0, {}),
+        ("bert", 10.0, {"share": "common", "beside": 2}),
+        ("llama", 0.0, {}),
+        ("llama", 0.0, {"share": "common", "beside": 1}),
+        ("gpt2", 0.0, {}),
+        pytest.param("t5", 10.0, {}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_card_s_lines_give_the_model_s_scores(
-    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str, normalize: float
+    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str, normalize: float, more: dict[str, Any]
 ) -> None:
     """In a process without torch: a batch of texts of several lengths, one of them cut, and each alone."""
-    merged = a_model(tiny_model(kind), normalize)
+    merged = a_model(tiny_model(kind), normalize, **more)
     folder = tmp_path / "mine"
     export_onnx(merged, folder)
     assert sorted(path.name for path in folder.iterdir()) == FILES

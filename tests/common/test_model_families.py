@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
 
-from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.config import AdapterConfig, ModelConfig, RunConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError, ConfigError
 from penchant.common.model.backbone import Backbone, load_backbone
@@ -102,6 +103,63 @@ def test_a_model_of_fewer_blocks_reads_what_the_whole_one_has_after_them(
         with torch.no_grad():
             one.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
     torch.testing.assert_close(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "llama", "gpt2", "gptj", "t5", "mpnet", "modernbert", "distilbert", "gpt_neox", "bloom"]
+)
+def test_two_embeddings_side_by_side_are_those_of_either_block(
+    tiny_model: Callable[[str], Path], kind: str, pooling: str
+) -> None:
+    """The first is made of what a block in between gives, the second of the last states; each is scaled."""
+    folder, texts = str(tiny_model(kind)), [("", "the motion on the bill"), ("", "tax")]
+    common = AdapterConfig(share="common")
+
+    def model(**settings: Any) -> RewardModel:
+        return load_reward_model(
+            ModelConfig(base_model=folder, max_tokens=12, pooling=pooling, normalize=5, **settings),
+            common,
+            device="cpu",
+        )
+
+    both, last = model(beside=2), model()
+    assert both.embedding == 2 * last.embedding
+    assert len({both.digest, last.digest, model(beside=1).digest, model(blocks=2).digest}) == 4
+    expected = torch.stack([_after(folder, 2, text, last.pooling) for _, text in texts])
+    found, alone = both.prepare_texts(texts).packed, last.prepare_texts(texts).packed
+    torch.testing.assert_close(found, torch.cat([expected, alone], 1), rtol=1e-4, atol=1e-5)
+    head = torch.randn(1, both.embedding, generator=torch.Generator().manual_seed(0))
+    scores = both.scores(both.prepare_texts(texts), MergedWeights({}, head))
+    halves = torch.stack([normalize(expected), normalize(alone)], 1) * 5 / 2**0.5  # [texts, 2, d]
+    torch.testing.assert_close(scores, halves.flatten(1) @ head[0], rtol=1e-4, atol=1e-5)
+
+
+def _after(folder: str, block: int, text: str, pooling: str) -> torch.Tensor:
+    """A text's pooled states after a block, as the block gives them."""
+    backbone = load_backbone(ModelConfig(base_model=folder, max_tokens=12), device="cpu")
+    seen: list[torch.Tensor] = []
+
+    def see(_: Any, __: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    backbone.blocks[1][block - 1].register_forward_hook(see)
+    tokens = backbone.tokenizer([text], return_tensors="pt", truncation=True, max_length=12)
+    with torch.no_grad():
+        backbone.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    states = seen[0].reshape(-1, seen[0].shape[-1])  # [tokens, d]
+    return states.mean(0) if pooling == "mean" else states[-1]
+
+
+def test_a_second_embedding_that_there_can_not_be_is_refused(tiny_model: Callable[[str], Path]) -> None:
+    with pytest.raises(BaseModelError, match=r"has 3 blocks, and model\.beside is 3; .* last, 2 at most"):
+        loaded(tiny_model("bert"), beside=3)
+    with pytest.raises(ConfigError, match=r"model\.beside is 2, and of 2 blocks .* last, 1 at most"):
+        ModelConfig(blocks=2, beside=2)
+    with pytest.raises(ConfigError, match=r"model\.beside is about the embedding under a score head"):
+        ModelConfig(objective="dpo", beside=2)
+    with pytest.raises(ConfigError, match=r"adapt no module, such as common, and share \"A\" does"):
+        RunConfig().changed({"model.beside": 2})
 
 
 def test_more_blocks_than_there_are_are_refused_with_their_number(tiny_model: Callable[[str], Path]) -> None:

@@ -670,14 +670,14 @@ def test_data_without_a_recipe_get_the_share_that_was_chosen_for_such_data(tmp_p
     for name in ("mine.jsonl", "jester:FOLDER", "senate.jsonl"):
         config = configure({"data.dataset": name}, None)
         assert (config.adapter.share, config.adapter.rank, config.adapter.alpha) == ("common", 4, 4.0)
-        assert (config.model.blocks, config.data.pairs) == (3, 200)
+        assert (config.model.blocks, config.model.beside, config.data.pairs) == (0, 3, 200)
     assert configure({"data.dataset": "senate"}, None).adapter.share == "A"
     for name in ("senate-masked", "movielens"):  # whose recipes say so, and read all blocks
         config = configure({"data.dataset": name}, None)
-        assert (config.adapter.share, config.model.blocks) == ("common", 0)
+        assert (config.adapter.share, config.model.blocks, config.model.beside) == ("common", 0, 0)
     mine = {"data.dataset": "mine.jsonl"}
     for base in ("all-mpnet-base-v2", "folder"):  # how deep to read was chosen for one base model
-        assert configure(mine | {"model.base_model": base}, None).model.blocks == 0
+        assert configure(mine | {"model.base_model": base}, None).model.beside == 0
     assert configure(mine | {"adapter.rank": 2}, None).adapter == replace(
         configure(mine, None).adapter, rank=2
     )

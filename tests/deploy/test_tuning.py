@@ -109,11 +109,19 @@ def test_the_depth_of_the_default_base_model_is_searched_and_no_other(asked: dic
         changes = {key.replace("__", "."): value for key, value in more.items()}
         return Tuning(asked | changes, ("common",), (0,), 20, Path("mine.toml")).space
 
-    assert space().blocks == space(model__base_model="all-MiniLM-L6-v2").blocks == (0, 3)
-    assert space(model__base_model="all-mpnet-base-v2").blocks == space(model__blocks=4).blocks == ()
+    assert space().depths == space(model__base_model="all-MiniLM-L6-v2").depths
+    for other in ({"model__base_model": "all-mpnet-base-v2"}, {"model__blocks": 4}, {"model__beside": 2}):
+        assert not space(**other).depths
     studied = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    assert {drawn(studied.ask(), "common", space())["model.blocks"] for _ in range(20)} == {0, 3}
-    assert {one["model.blocks"] for one in begun("common", space())} == {3}
+    found = [drawn(studied.ask(), "common", space()) for _ in range(30)]
+    assert {(one["model.blocks"], one["model.beside"]) for one in found} == {(0, 0), (3, 0), (0, 3)}
+    assert {one["depth"] for one in begun("common", space())} == {"3 blocks beside all"}
+    for blocks, beside, name in ((0, 0, "all blocks"), (3, 0, "3 blocks"), (0, 3, "3 blocks beside all")):
+        config = RunConfig().changed(
+            {"adapter.share": "common", "model.blocks": blocks, "model.beside": beside}
+        )
+        assert there(config, space())["depth"] == name
+    assert "depth" not in there(RunConfig().changed({"model.blocks": 4}), space())
 
 
 @pytest.mark.parametrize("share", ["finetune", "meta", "A"])

@@ -12,8 +12,9 @@ counts of held-out choices, by the server's own rule, and says how the winner an
 after two blocks side by side, with 20 training pairs a person at most, and with 200.
 
 --sets: `senate`, `jester` and `arguments`; the last two need --data FOLDER, in which each has a folder of its
-name. The same command goes on where it stopped. --page FILE writes the table between its marks. --only-show
-runs nothing.
+name. --depths has three more: `alike-10`, `alike-50` and `alike-90`, made-up people as those of
+anyones_data.py, but others. The same command goes on where it stopped. --page FILE writes the table between
+its marks. --only-show runs nothing.
 """
 
 from __future__ import annotations
@@ -44,9 +45,13 @@ from penchant.server.journal import RoundLog
 from penchant.server.standing import going_on, standing
 from penchant.server.stopping import ends_with
 
+from anyones_data import MADE_UP, SIZES, agreement_of  # isort: skip
+from many_people import taught  # isort: skip
+
 PAST = 0.75  # of all items; what follows is the test part of everybody
 SETS = {"senate": (0, 101), "arguments": (0, 250), "jester": (400, 250)}  # people drawn, people used
 LEAST = {"arguments": 3}  # training pairs
+OTHERS = 100  # added to the seeds of made-up people
 MARKS = re.compile(r"(<!-- own data -->\n).*?(<!-- end -->)", re.S)
 Parts = tuple[Tensor, Tensor]  # differences of embeddings [people, pairs, d], and which pairs there are
 
@@ -107,7 +112,9 @@ ROUNDS, EPOCHS, FINAL, LR_PERSONAL, LR_FINAL = 30, 6, 30, 1e-2, 1e-2  # the defa
 
 
 def people_of(name: str, folder: Path | None, seed: int, pairs: int = 20) -> tuple[Person, ...]:
-    """The people of one set's past."""
+    """The people of one set's past; of made-up ones, others than are tested on anywhere, with 20 pairs."""
+    if (agreement := agreement_of(name)) is not None:
+        return taught(MADE_UP, SIZES, OTHERS + seed, agreement).people
     source = name if name == "senate" else f"{name}:{folder / name}" if folder else ""
     if not source:
         raise SystemExit(f"{name} needs --data FOLDER, which holds a folder {name}")
@@ -378,6 +385,8 @@ def depths(
 ) -> None:
     """Run what is missing of every depth, and add it to `done`."""
     for blocks, name, seed, pairs in itertools.product(BLOCKS, names, seeds, PAIRS):
+        if pairs > SIZES.pairs and agreement_of(name) is not None:
+            continue
         wanted = {f"{name} {seed} {_said(blocks)} {pairs} {label}": SETTINGS[label] for label in DEEP}
         if not wanted.keys() <= done.keys():
             parts = parts_of(people_of(name, given.data, seed, pairs), embedded_after(*blocks))
@@ -411,7 +420,8 @@ def depth_table(done: Mapping[str, Mapping[str, float]], names: Sequence[str], s
                 ]
                 for pairs in PAIRS
             ]
-            cells.append(", ".join(f"{statistics.fmean(own):.3f}" if own else "–" for own in found))
+            means = [f"{statistics.fmean(own):.3f}" for own in found if own]
+            cells.append(", ".join(means) or "–")
         lines.append(f"| {_said(blocks)}, {label.removesuffix(', stops')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
