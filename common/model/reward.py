@@ -416,9 +416,8 @@ class RewardModel:
         """Embeddings [n, d] at the length that is asked for; where two stand side by side, both as long."""
         if not self._normalize:
             return embeddings
-        each = embeddings.view(
-            -1, self._parts, embeddings.shape[1] // self._parts
-        )  # [n, d] -> [n, 1 or 2, …]
+        width = embeddings.shape[1] // self._parts
+        each = embeddings.reshape(-1, self._parts, width)  # [n, d] -> [n, 1 or 2, width]
         return (F.normalize(each, dim=2) * (self._normalize / math.sqrt(self._parts))).flatten(1)
 
     def _several(self) -> StackedTail:
