@@ -4,7 +4,7 @@ Devices judge a model before they train it, so what round 7 measures are the fac
 and those of the last round are measured by the closing one, after the personal part was fitted once more. A
 release, a best round, a curve or a table that says how well a round did goes by this.
 
-How sure it is goes by people and not by choices: those of one person are alike, by taste or because they share
+How sure it is goes by people, not by choices: those of one person are alike, by taste or because they share
 texts, so a thousand choices of ten people say little more than ten numbers do. How many choices each of them
 judged is in no sum; an error is that of people who judged as many each, and too small where a few judged most
 of them. Rounds are compared as if others had judged each: where the same people did, what they differ by
