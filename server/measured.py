@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from math import log, sqrt
 from typing import Protocol, TypeVar
 
@@ -61,7 +61,7 @@ class Measurement:
         """Whether everybody had fitted the personal part once more: no other round is measured so."""
         return self.log.phase == "close"
 
-    @cached_property
+    @property
     def error(self) -> float | None:
         """One standard error of the accuracy, by people: by what their own accuracies differ by where the sum
         tells (20 people or more), else at its most, as if a person's choices were all right or all wrong.
@@ -70,32 +70,36 @@ class Measurement:
         if part is None:
             return None
         if self.log.judged:
-            return sqrt(self._between_people(part, self.log.judged))
+            people = max(min(self.log.survivors, self.log.judged), 1)
+            return sqrt(_between_people(part, people, tuple(self.log.histogram or ())))
         if not self.log.judges:
             return None
         noise = self.log.count_noise or 0.0
         return sqrt(part * (1 - part) / self.log.judges + noise**2 * (1 + part**2))  # of one sum over another
 
-    def _between_people(self, part: float, judged: int) -> float:
-        """The variance of the accuracy `part`, of so many choices, over people who judged as many each."""
-        tenths = self.log.histogram or []
-        people = sum(tenths)
-        if people < 2:
-            return part * (1 - part) / max(min(self.log.survivors, judged), 1)
-        apart = sum(n * ((tenth + 0.5) / len(tenths) - part) ** 2 for tenth, n in enumerate(tenths))
-        return apart / (people * (people - 1))
-
     def is_told_apart(self, other: Measurement, errors: float = APART) -> bool:
         """Whether the difference of the accuracies is more than so many standard errors of it."""
-        if self.accuracy is None or other.accuracy is None or self.error is None or other.error is None:
+        ours, theirs = self.error, other.error
+        if self.accuracy is None or other.accuracy is None or ours is None or theirs is None:
             return False
-        return abs(self.accuracy - other.accuracy) > errors * sqrt(self.error**2 + other.error**2)
+        return abs(self.accuracy - other.accuracy) > errors * sqrt(ours**2 + theirs**2)
 
 
 def lead_by_luck(count: int) -> float:
     """Standard errors of a difference by which the best of `count` alike may well lead another: the largest
     of them leads their mean by sqrt(2 ln count) or so, and one more is asked for (in quadrature)."""
     return sqrt(2 + 2 * log(count))
+
+
+@lru_cache(maxsize=1 << 15)  # pages ask for it of each round of a run, again and again
+def _between_people(part: float, most: int, tenths: tuple[int, ...]) -> float:
+    """The variance of the accuracy `part` over people who judged as many choices each: those of the tenths of
+    accuracy, or where these tell nothing, `most` people who ranked all right or all wrong."""
+    people = sum(tenths)
+    if people < 2:
+        return part * (1 - part) / most
+    apart = sum(n * ((tenth + 0.5) / len(tenths) - part) ** 2 for tenth, n in enumerate(tenths))
+    return apart / (people * (people - 1))
 
 
 class _Round(Protocol):
