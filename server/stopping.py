@@ -12,11 +12,11 @@ and every round is trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log, sqrt
+from math import sqrt
 
 from penchant.common.config import RunConfig
 from penchant.server.journal import RoundLog
-from penchant.server.measured import Measurement, measurements
+from penchant.server.measured import Measurement, lead_by_luck, measurements
 
 __all__ = ["ends_with"]
 
@@ -57,7 +57,7 @@ def _is_worse(counts: _Counts, best: _Counts, rounds: int) -> bool:
     often makes of them."""
     both = _part((counts[0] + best[0], counts[1] + best[1]))
     error = sqrt(both * (1 - both) * (1 / counts[1] + 1 / best[1]))  # as if nothing had changed
-    return _part(best) - _part(counts) > sqrt(2 + 2 * log(rounds)) * error
+    return _part(best) - _part(counts) > lead_by_luck(rounds) * error
 
 
 def _pooled(known: Sequence[Measurement], at: int) -> _Counts:

@@ -63,7 +63,7 @@ class ReleaseAccuracy:
 
     Attributes:
         value: the part of held-out choices that was ranked right, from 0 to 1.
-        error: one standard error of it by the number of choices; empty where that is not known.
+        error: one standard error of it, by people; empty where that is not known.
         measured_in: the round whose devices measured the factors that the released round ended with.
         fitted: whether everybody had fitted the personal part once more by then.
     """

@@ -122,7 +122,7 @@ def build_page(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         threading.Thread(target=sitting.prepare, daemon=True).start()
-        watch = asyncio.create_task(_close_when_idle(context))
+        watch = asyncio.create_task(_close_when_over(context))
         yield
         watch.cancel()
         await _parted(context)
@@ -165,9 +165,9 @@ def _enter(context: PageContext) -> Endpoint:
     return endpoint
 
 
-async def _close_when_idle(context: PageContext) -> None:
-    """The end, where nobody has used the page for long, and nothing is being done."""
-    while not context.entrance.idle or context.work.running or context.asking.running:
+async def _close_when_over(context: PageContext) -> None:
+    """The end, once nobody is let in any more, and nothing is being done."""
+    while not context.entrance.over or context.work.running or context.asking.running:
         await asyncio.sleep(IDLE_LOOK)
     context.close()
 
@@ -188,6 +188,7 @@ def _close(page_request: PageRequest) -> Response:
     work = page_request.context.work
     if work.goes_to_the_end:
         raise HTTPError("the device is parting from its fleet; close the page once that is done", status=409)
+    page_request.context.entrance.end()
     page_request.context.close()
     return problem(page_request.context, 200, "Closed", "Nothing listens any more. Your choices are kept.")
 

@@ -213,7 +213,7 @@ def _is_known(context: PageContext, request: Request) -> bool:
 def _stranger(context: PageContext, request: Request) -> Response:
     text = (
         "This page is for the browser that opened the link of `penchant device open`, and no other; where "
-        "nobody used it for long, it has ended."
+        "nobody used it for long, or another page was opened since, it has ended."
     )
     return problem(context, 403, "Who are you?", text)
 

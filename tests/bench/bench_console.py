@@ -27,6 +27,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.console_scene import PASSWORD, make_run
+from support.http_ready import wait_until_it_answers
 
 from penchant.common.membership.enrolment import request
 from penchant.common.membership.identity import Authority
@@ -113,8 +114,8 @@ def planned(folder: Path, root: Path, what: str, repeats: int) -> list[dict[str,
     program = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]
     process = subprocess.Popen([*program, *words], stdout=subprocess.DEVNULL)
     try:
+        wait_until_it_answers(f"http://127.0.0.1:{PORT}/healthz", process)
         with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=30) as client:
-            _wait(client)
             client.get("/login")
             form = {
                 "name": "olga",
@@ -133,16 +134,6 @@ def planned(folder: Path, root: Path, what: str, repeats: int) -> list[dict[str,
         process.terminate()
         process.wait()
         store.close()
-
-
-def _wait(client: httpx.Client) -> None:
-    for _ in range(200):
-        try:
-            client.get("/healthz")
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise SystemExit("the console did not come up")
 
 
 def _at_rest(client: httpx.Client, process: int) -> float:

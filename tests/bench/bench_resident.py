@@ -28,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 MB = 1e6
 PROMPT = "On bill {}: "
 Row = dict[str, Any]
@@ -84,6 +86,7 @@ def steps() -> list[Row]:
 def served() -> Row:
     """`penchant device serve-api`, which has ranked 16 texts."""
     import httpx
+    from support.http_ready import wait_until_it_answers
 
     from penchant.client.device.device import Device
     from penchant.common.data.preferences import Preference
@@ -107,12 +110,12 @@ def served() -> Row:
         ]
         process = subprocess.Popen(command, env={**os.environ, "PENCHANT_HOME": str(home)})
         try:
+            wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
             with httpx.Client(
                 base_url=f"http://127.0.0.1:{port}",
                 headers={"authorization": f"Bearer {api_token(home)}"},
                 timeout=600,
             ) as client:
-                _wait(client, process)
                 body = {
                     "query": PROMPT.format(1),
                     "texts": [f"{n} " + "and table it " * 16 for n in range(16)],
@@ -122,18 +125,6 @@ def served() -> Row:
         finally:
             process.terminate()
             process.wait()
-
-
-def _wait(client: Any, process: subprocess.Popen[bytes]) -> None:
-    import httpx
-
-    while process.poll() is None:
-        try:
-            client.get("/health")
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise SystemExit("the API did not come up")
 
 
 def workers() -> list[Row]:

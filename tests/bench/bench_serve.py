@@ -25,6 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.device_api_scene import motions
+from support.http_ready import wait_until_it_answers
 
 from penchant.client.device.device import Device
 from penchant.deploy.device_api.api_token import api_token
@@ -52,7 +53,7 @@ def main() -> int:
         process = subprocess.Popen([*PENCHANT, "serve-api", "--port", str(port)], env=served)
         try:
             url, token = f"http://127.0.0.1:{port}", api_token(home)
-            wait(url)
+            wait_until_it_answers(f"{url}/health", process)
             for clients in dict.fromkeys((1, given.clients)):
                 for texts in ("new", "read before"):
                     rows.append(measured(url, token, clients, given.requests, texts))
@@ -103,16 +104,6 @@ def measured(url: str, token: str, clients: int, requests: int, texts: str) -> d
         "per_second": len(times) / wall,
         "refused": refused,
     }
-
-
-def wait(url: str) -> None:
-    for _ in range(600):
-        try:
-            httpx.get(f"{url}/health")
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise SystemExit("the API did not come up")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from typer.testing import CliRunner
 from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
 from penchant.deploy.cli.device import app as device_app
-from penchant.deploy.cli.device import page as page_command
 from penchant.deploy.device_page.app import ACTIONS, PAGES, UPLOADS, build_page
-from penchant.deploy.device_page.entrance import Entrance
+from penchant.deploy.device_page.entrance import MOST_SECONDS, Entrance
+from penchant.deploy.device_page.link_file import LinkFile
 from penchant.deploy.device_page.safe_text import SHOWN_MOST, excerpt, safe_markdown
 from penchant.deploy.device_page.serving import page_server
 from penchant.deploy.device_page.uploads import UPLOAD_MOST
@@ -101,7 +101,7 @@ def test_who_is_idle_too_long_is_let_in_no_more_and_use_puts_the_end_off() -> No
     now[0] = 215.0
     assert not entrance.knows(f"{entrance.cookie}=x")  # a stranger's try is no use of it
     now[0] = 221.0
-    assert entrance.idle
+    assert entrance.over
     assert not entrance.knows(ours)
     unused = Entrance(60.0, lambda: now[0])
     now[0] = 300.0
@@ -236,6 +236,93 @@ def test_no_answer_may_be_kept_framed_or_run_scripts_of_others(owner: OwnerAtPag
         page = owner.get(path).text
         assert re.findall(r"<script(?![^>]*\bsrc=)", page) == []
         assert re.findall(r"\son\w+=|style=", page) == []
+
+
+# --- a cookie that somebody else has a copy of ------------------------------------------------------------
+
+
+def thief_at(owner: OwnerAtPage) -> OwnerAtPage:
+    """Another browser, with a copy of all that the owner's browser has."""
+    thief = OwnerAtPage(owner.app, owner.entrance, enter=False)
+    thief.client.cookies.update(owner.client.cookies)
+    return thief
+
+
+def nobody_is_let_in(*browsers: OwnerAtPage) -> None:
+    for browser in browsers:
+        for method, path in every_address(browser):
+            form = {"csrf": browser.entrance.csrf} if method == "POST" else None
+            answer = browser.client.request(method, path, data=form)
+            assert answer.status_code == 403, path
+            assert "motion" not in answer.text
+
+
+def page_of(device: Device, entrance: Entrance, close: Callable[[], object] = lambda: None) -> OwnerAtPage:
+    app = build_page(device, motions(3), entrance, hosts=frozenset({HOST}), close=lambda: bool(close()))
+    return OwnerAtPage(app, entrance)
+
+
+def test_a_stolen_cookie_is_worth_nothing_once_the_page_is_closed(device: Device) -> None:
+    """Until then it is all that the owner has: nothing else tells two browsers apart."""
+    closed: list[bool] = []
+    owner, before = page_of(device, Entrance(), lambda: closed.append(True)), count(device)
+    thief = thief_at(owner)
+    assert thief.get("/model").status_code == 200
+    assert owner.post("/close").status_code == 200
+    assert closed == [True]
+    nobody_is_let_in(thief, owner)
+    assert count(device) == before
+
+
+def test_a_stolen_cookie_or_link_is_worth_nothing_once_another_page_is_opened(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penchant.deploy.device_page.app.IDLE_LOOK", 0.01)
+    files = [LinkFile(tmp_path) for _ in range(3)]
+    first, unused, second = (Entrance(is_newest=lambda file=file: file.is_newest) for file in files)
+    closed = threading.Event()
+    files[0].write(first.link)
+    owner = page_of(device, first, closed.set)
+    thief, before = thief_at(owner), count(device)
+    assert thief.get("/model").status_code == 200
+    files[1].write(unused.link)
+    nobody_is_let_in(thief, owner)
+    link = unused.link.rsplit("/", 1)[1]
+    files[2].write(second.link)
+    assert unused.admit(link) is None
+    with owner.client:
+        assert closed.wait(60), "the earlier page ends by itself"
+    again = page_of(device, second)
+    assert again.get("/model").status_code == 200
+    again.client.cookies.clear()
+    again.client.cookies.update(owner.client.cookies)
+    nobody_is_let_in(again)
+    assert count(device) == before
+    for earlier in files[:2]:
+        earlier.remove()
+    assert files[2].is_newest, "an earlier page that ends leaves the newest one's link alone"
+    files[2].remove()
+    assert second.over
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stolen_cookie_that_is_used_on_and_on_ends_all_the_same(device: Device) -> None:
+    now = [0.0]
+    owner = page_of(device, Entrance(3600.0, lambda: now[0]))
+    thief = thief_at(owner)
+    while now[0] + 1800 < MOST_SECONDS:
+        now[0] += 1800.0
+        assert thief.get("/model").status_code == 200
+    now[0] = MOST_SECONDS + 1
+    nobody_is_let_in(thief, owner)
+
+
+def test_a_stolen_cookie_is_worth_nothing_after_an_hour_without_use(device: Device) -> None:
+    now = [0.0]
+    owner = page_of(device, Entrance(3600.0, lambda: now[0]))
+    thief = thief_at(owner)
+    now[0] = 3601.0
+    nobody_is_let_in(thief, owner)
 
 
 # --- hostile texts --------------------------------------------------------------------------------------
@@ -418,7 +505,7 @@ def test_the_command_listens_on_loopback_and_hands_the_link_over_in_a_file(
     class Served:
         def run(self, sockets: list[object]) -> None:
             seen["address"] = sockets[0].getsockname()  # type: ignore[attr-defined]
-            file = device.directory / page_command.LINK_FILE
+            file = device.directory / LinkFile.NAME
             seen["mode"] = stat.S_IMODE(os.stat(file).st_mode)
             seen["file"] = file.read_text()
             sockets[0].close()  # type: ignore[attr-defined]
@@ -434,7 +521,7 @@ def test_the_command_listens_on_loopback_and_hands_the_link_over_in_a_file(
     assert link in str(seen["file"])
     assert str(seen["url"]).startswith("file://")  # the link is on no command line
     assert link.rsplit("/", 1)[1] not in str(seen["url"])
-    assert not (device.directory / page_command.LINK_FILE).exists()
+    assert not (device.directory / LinkFile.NAME).exists()
     assert CliRunner().invoke(device_app, ["open", "--host", "0.0.0.0"]).exit_code == 2
 
 
@@ -443,7 +530,7 @@ def test_a_page_that_is_ended_leaves_no_link_behind(
     tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: signal.Signals
 ) -> None:
     device = new_device(tmp_path / "device", tiny_model("bert"), [])
-    file = device.directory / page_command.LINK_FILE
+    file = device.directory / LinkFile.NAME
     seen: list[bool] = []
 
     class Served:

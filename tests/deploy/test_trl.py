@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.device_api_scene import chats, motions, new_device
 from support.tastes import choices_by_last_word
+from support.trl_settings import as_penchant_trains, on_a_processor
 
 import penchant
 from penchant.client.device.device import Device
@@ -73,22 +74,7 @@ def trained_by_trl(start: Path, base: Path, pairs: Any, out: Path) -> Any:
     ]
     trainer = RewardTrainer(
         model=PeftModel.from_pretrained(model, start / "sequence-classification", is_trainable=True),
-        args=RewardConfig(
-            output_dir=str(out),
-            per_device_train_batch_size=len(rows),
-            num_train_epochs=EPOCHS,
-            learning_rate=RATE,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=1e9,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            max_length=None,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-        ),
+        args=RewardConfig(**as_penchant_trains(out, len(rows), EPOCHS, RATE)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
@@ -134,17 +120,11 @@ def one_step_of_grpo(
         model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         reward_funcs=reward,
         args=GRPOConfig(
-            output_dir=str(out),
+            **on_a_processor(out),
             per_device_train_batch_size=4,
             num_generations=4,
             max_completion_length=5,
             max_steps=1,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
             logging_steps=1,
         ),
         train_dataset=Dataset.from_list([{"prompt": prompt, "group": "x"}] * 4),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from support.tastes import choices_by_last_word
 from support.tiny_models import write_tiny_chat_model
+from support.trl_settings import as_penchant_trains
 
 import penchant
 from penchant.client.device.export import Export, export_peft
@@ -76,22 +77,9 @@ def dpo_trainer(start: Path, base: Path, rows: list[dict[str, Any]], objective: 
     return DPOTrainer(
         model=PeftModel.from_pretrained(model, start, is_trainable=True),
         args=DPOConfig(
-            output_dir=str(out),
+            **as_penchant_trains(out, len(rows), EPOCHS, RATE),
             loss_type=TRL_LOSS[objective],
             beta=BETA,
-            per_device_train_batch_size=len(rows),
-            num_train_epochs=EPOCHS,
-            learning_rate=RATE,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=1e9,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            max_length=None,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
             logging_steps=1,
         ),
         train_dataset=Dataset.from_list(rows),

@@ -584,11 +584,11 @@ def test_an_adapter_has_the_accuracy_that_the_next_round_measured(console: Conso
     html = console.browser("olga").get("/releases").text
     rows = [text_of(row) for row in html.split("Versions</h2>")[1].split("<tr")[2:]]
     shown = {int(re.findall(r"> (\d+) ", row)[0]): row for row in rows}
-    assert "69.0% ± 2.5%" in shown[2]  # measured in round 3, before its devices trained
+    assert "69.0% ± 3.0%" in shown[2]  # measured in round 3, before its devices trained
     assert "64.0%" in shown[3]
     assert all("71.0%" in shown[number] and "after the final fit" in shown[number] for number in (5, 6))
-    # As good as others beyond chance: it is not called the best.
-    assert "the highest so far, 2 others no worse beyond chance" in shown[2]
+    # Others may be as good: it is not called the best.
+    assert "the highest so far; 3 others not known to be worse" in shown[2]
     assert [number for number, row in shown.items() if "the highest" in row] == [2]
 
 

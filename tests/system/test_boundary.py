@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from support.open_flower import bundle_project, superlink_command, supernode_command
+from support.processes import PROGRAM, free_port, listens, wait_for
 from system.other_user import User, user
 
 from penchant.client.agent.socket import RemoteAgent
@@ -34,7 +33,6 @@ from penchant.deploy.owner_policy import policy_for
 
 pytestmark = pytest.mark.system
 
-PROGRAM = [sys.executable, "-c", "from penchant.deploy.cli.main import main; main()"]
 FILES = [
     "preferences.db", "preferences.keys", "ties.keys", "fitted.db", "fitted.keys",
     "vault.db", "vault.keys", "vault.root", "policy.toml", "model.toml", "agent.lock",
@@ -76,20 +74,6 @@ class DeviceOfTwoUsers:
             return decode(remote("status", encode(Hello(bytes(16), ()))), Status)
         finally:
             remote.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: str, true: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            pytest.fail(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.3)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -204,8 +188,3 @@ def test_a_hostile_bundle_gets_nothing_and_the_agent_goes_on(device: DeviceOfTwo
     assert device.answers() == Status(ready=True, member=1)
     assert {name: (device.home / name).read_bytes() for name in before} == before
     assert PASSPHRASE not in out.read_text()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

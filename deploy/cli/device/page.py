@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import signal
 import sys
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer()
-LINK_FILE = "page.html"
 
 
 @command(app, "open")
@@ -91,7 +87,8 @@ def open_page(
 ) -> None:
     """Choose, ask, look at your choices and your model, and train it, on a page in your browser.
 
-    The page is on this machine alone; the link that is shown works once, in one browser.
+    The page is on this machine alone; the link that is shown works once, in one browser. An earlier page of
+    the same device ends: whoever had its link or its cookie has nothing then.
     """
     try:
         from penchant.deploy.device_page.serving import page_server
@@ -101,6 +98,7 @@ def open_page(
     from penchant.client.device.labelling import read_comparisons
     from penchant.client.device.warm_model import small_cache
     from penchant.deploy.device_page.entrance import Entrance
+    from penchant.deploy.device_page.link_file import LinkFile
 
     if ask is None:
         comparisons = starter_comparisons()
@@ -118,16 +116,22 @@ def open_page(
     listener = ListenAddress("127.0.0.1", port).bind()
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     hosts = frozenset({address, address.replace("127.0.0.1", "localhost")})
-    entrance = Entrance(60 * idle_minutes)
+    file = LinkFile(device.directory)
+    entrance = Entrance(60 * idle_minutes, is_newest=lambda: file.is_newest)
     link = f"http://{address}{entrance.link}"
     say(f"your page, once and in one browser: {link}")
-    say(f"Ctrl-C ends it, and so do {idle_minutes:g} minutes without use")
+    say(f"Ctrl-C ends it, and so do {idle_minutes:g} minutes without use, and opening another one")
     for ended in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed leaves no file behind either
         signal.signal(ended, lambda number, _: sys.exit(128 + number))
-    with _link_file(device.directory, link) as file:
+    file.write(link)
+    try:
         if browser:
-            webbrowser.open(file.as_uri())
+            webbrowser.open(file.path.as_uri())
         page_server(device, comparisons, entrance, hosts, writer).run(sockets=[listener])
+        if not file.is_newest:
+            say("another page of this device was opened, or this one's link was removed; this one has ended")
+    finally:
+        file.remove()
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -146,19 +150,3 @@ def _writer(upstream: str, model: str, key: str, seconds: float, generator: str)
         settings = UpstreamSettings(upstream, key=key_in(key) if key else "", seconds=seconds)
         return UpstreamWriter(settings, model)
     return GeneratorWriter(generator) if generator else None
-
-
-@contextmanager
-def _link_file(home: Path, link: str) -> Iterator[Path]:
-    """A page of the owner's directory that leads on to the link: on a browser's command line every user of
-    the machine could read the link itself, and use it first."""
-    from penchant.common.storage import write_private
-
-    file = home / LINK_FILE
-    shown = html.escape(link, quote=True)
-    head = f'<meta charset="utf-8"><meta http-equiv="refresh" content="0;url={shown}"><title>penchant</title>'
-    write_private(file, f'<!doctype html>{head}<p><a href="{shown}">Your page</a>\n'.encode())
-    try:
-        yield file.absolute()
-    finally:
-        file.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from penchant.server.console.views.common import (
 )
 from penchant.server.console.views.devices import fleet_named
 from penchant.server.console.views.run import ROUNDS_A_PAGE
-from penchant.server.measured import Measurement, best
+from penchant.server.measured import best, maybe_as_good
 from penchant.server.monitoring.run_history import AttemptRecord, RunLocation
 from penchant.server.releases import Release, release_name
 
@@ -58,7 +58,6 @@ def releases(request: ConsoleRequest) -> Response:
     versions = [a for a in run.attempts if a.log is not None and a.digest]
     candidates, order = ordered(request, versions, orders, "-round", "#versions")
     highest = best(measured.values())
-    alike = 0 if highest is None else sum(_alike(one, highest) for one in measured.values())
     fleet = request.operations.fleet_of(location)
     used = request.operations.fleet(fleet).release() if fleet else None
     offered = request.operations.fleet(fleet).offered() if fleet else None
@@ -78,7 +77,7 @@ def releases(request: ConsoleRequest) -> Response:
         order=order,
         measured=measured,
         best=highest.after if highest else None,
-        alike=alike,
+        alike=len(maybe_as_good(measured.values())),
         releases=promoted,
         in_use=_named(used.used, location, promoted) if used else current,
         last=_named(used.last, location, promoted) if used else current,
@@ -89,13 +88,6 @@ def releases(request: ConsoleRequest) -> Response:
 def _named(name: str, location: RunLocation, promoted: list[Release]) -> Release | None:
     """The release of this run that its fleet calls so; None where it is another run's, or there is none."""
     return next((r for r in promoted if release_name(location.directory.name, r.number) == name), None)
-
-
-def _alike(one: Measurement, highest: Measurement) -> bool:
-    """Whether another round may be as good: by the number of choices, what they differ by is chance."""
-    comparable = one.after not in (0, highest.after) and not one.fitted
-    known = one.error is not None and highest.error is not None
-    return comparable and known and not one.is_told_apart(highest)
 
 
 def promote(request: ConsoleRequest) -> Response:

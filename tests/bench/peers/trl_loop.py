@@ -15,6 +15,7 @@ import torch
 from bench.peers.plain import PlainModel, start_of
 from bench.peers.task import Result, Task
 from datasets import Dataset, disable_progress_bars
+from support.trl_settings import on_a_processor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl.trainer.reward_config import RewardConfig
@@ -57,19 +58,13 @@ def main() -> None:
             plain.load(start)
             ids = plain.token_ids(someone.train)
             settings = RewardConfig(
-                output_dir=folder,
+                **on_a_processor(folder),
                 per_device_train_batch_size=len(ids),
                 num_train_epochs=epochs_of(task),
                 lr_scheduler_type="constant",
                 max_grad_norm=0.0,
                 max_length=None,
-                gradient_checkpointing=False,
-                bf16=False,
-                use_cpu=True,
-                report_to="none",
-                save_strategy="no",
                 logging_strategy="no",
-                disable_tqdm=True,
             )
             trainer = RewardTrainer(
                 model,
