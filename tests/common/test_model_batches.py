@@ -143,21 +143,17 @@ def test_attention_by_products_is_that_of_torch(
 ) -> None:
     """Values and gradients, in numbers that show a difference."""
     draws = torch.Generator().manual_seed(heads + reach)
-    parts = [
-        torch.randn(1, n, length, 8, generator=draws)
-        for n, length in ((heads, 7), (fewer, reach), (fewer, reach))
-    ]
-    parts = [part.requires_grad_() for part in parts]
+    shapes = ((1, heads, 7, 8), (1, fewer, reach, 8), (1, fewer, reach, 8))
+    query, key, value = parts = [torch.randn(one, generator=draws).requires_grad_() for one in shapes]
     seen = torch.full((7, reach), -torch.inf).triu(reach - 7 + 1)[None, None] if reach > 7 else None
-    found = batches._attend_by_products(*parts, seen, causal, scaling)
+    found = batches._attend_by_products(query, key, value, seen, causal, scaling)
     expected = torch.nn.functional.scaled_dot_product_attention(
-        *parts, seen, is_causal=causal and seen is None, scale=scaling, enable_gqa=True
+        query, key, value, seen, is_causal=causal and seen is None, scale=scaling, enable_gqa=True
     )
     weights = torch.randn(found.shape, generator=draws)
     assert torch.allclose(found, expected, atol=1e-6)
-    for one, other in zip(
-        *(torch.autograd.grad((o * weights).sum(), parts) for o in (found, expected)), strict=True
-    ):
+    gradients = [torch.autograd.grad((one * weights).sum(), parts) for one in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
