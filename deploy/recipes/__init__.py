@@ -34,10 +34,10 @@ def recipe(dataset: str, share: str) -> dict[str, Any]:
 
 
 def fitting(tuned: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's changes without those that were tuned for another base model than is asked for, by dotted
-    keys: how deep one is read says nothing of the next."""
+    """A recipe's changes without those that do not go with what is asked for, by dotted keys: how deep one
+    base model is read says nothing of the next, nor of how to read beside a depth that somebody names."""
     own = tuned.get("model.base_model", RunConfig().model.base_model)
-    other = asked.get("model.base_model", own) != own
+    other = asked.get("model.base_model", own) != own or not asked.keys().isdisjoint(DEPTH)
     return {key: value for key, value in tuned.items() if not (other and key in DEPTH)}
 
 

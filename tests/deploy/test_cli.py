@@ -678,6 +678,16 @@ def test_data_without_a_recipe_get_the_share_that_was_chosen_for_such_data(tmp_p
     mine = {"data.dataset": "mine.jsonl"}
     for base in ("all-mpnet-base-v2", "folder"):  # how deep to read was chosen for one base model
         assert configure(mine | {"model.base_model": base}, None).model.beside == 0
+    for asked in (
+        {"model.blocks": 3},
+        {"model.blocks": 6},
+        {"model.beside": 2},
+    ):  # whoever names a depth means it
+        model = configure(mine | asked, None).model
+        assert {"model.blocks": model.blocks, "model.beside": model.beside} == {
+            "model.blocks": 0,
+            "model.beside": 0,
+        } | asked
     assert configure(mine | {"adapter.rank": 2}, None).adapter == replace(
         configure(mine, None).adapter, rank=2
     )
