@@ -292,6 +292,6 @@ def test_nothing_of_the_former_texts_is_left_on_the_page_or_in_memory(
         assert "teh one" not in owner.get(path).text
     assert "teh one" not in owner.finished()
     assert sealed not in [mark for mark, _ in device.store.all_marked()]
-    for path in device.directory.rglob("*"):
-        if path.is_file():
-            assert b"teh one" not in path.read_bytes(), path
+    for file in device.directory.rglob("*"):
+        if file.is_file():
+            assert b"teh one" not in file.read_bytes(), file

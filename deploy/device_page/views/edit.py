@@ -50,8 +50,8 @@ class ChoiceForm:
     @classmethod
     def typed(cls, form: Form) -> ChoiceForm:
         """What was sent."""
-        texts = (_as_sent(form.get(name, "")) for name in NAMES)
-        return cls(*texts, said=form.get("said", ""), strength=form.get("strength"))
+        prompt, first, second = (_as_sent(form.get(name, "")) for name in NAMES)
+        return cls(prompt, first, second, form.get("said", ""), form.get("strength"))
 
     def preference(self, row: Recorded | RecordedTie) -> Preference:
         """What it says now, of a choice or tie that is recorded. DataError, in the words of the form, where
