@@ -280,10 +280,10 @@ def test_markup_in_a_choice_is_text_in_its_form(owner: OwnerAtPage, device: Devi
     assert (len(said(device)), said(device)[-1].chosen) == (said_before, "tame")
 
 
-def test_nothing_of_the_former_texts_is_left_on_the_page_or_in_memory(
+def test_nothing_of_the_former_texts_is_left_on_any_page_or_in_any_file(
     owner: OwnerAtPage, device: Device
 ) -> None:
-    """Nor in clear in any file, and what the store held sealed is in none of its bytes either."""
+    """That their sealed bytes and their key are gone too, the tests of the store hold."""
     owner.finished()
     sealed = next(mark for mark, row in device.store.all_marked() if row.preference == TYPO)
     owner.follow("/choices/edit", open_form(owner, "teh one") | {"first": "the one", "prompt": "Which?"})
