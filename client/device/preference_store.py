@@ -28,7 +28,7 @@ from penchant.client.learning.packed_choices import PackedChoices
 from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.data.preferences import Preference, Tie, choice_of, comparison_of, without_ties
-from penchant.common.errors import DeviceError
+from penchant.common.errors import DataError, DeviceError
 from penchant.common.storage import claim_schema, overwrite_journal, transaction
 
 __all__ = ["Added", "PreferenceStore", "Recorded", "RecordedTie", "held_out"]
@@ -228,14 +228,17 @@ class PreferenceStore:
     def marked(self) -> list[tuple[bytes, Recorded]]:
         """All choices as `recorded`, each with its mark."""
         with self._transaction() as db:
-            return list(zip(self._marks(db, "sealed_choices"), self._rows(db), strict=True))
+            return self._marked(db)
 
     def marked_ties(self) -> list[tuple[bytes, RecordedTie]]:
         """All ties as `ties`, each with its mark."""
         with self._transaction() as db:
-            found = db.execute("SELECT number FROM sealed_ties ORDER BY number").fetchall()
-            marks = dict(zip((number for (number,) in found), self._marks(db, "sealed_ties"), strict=True))
-            return [(marks[tie.number], tie) for tie in self._ties(db)]
+            return self._marked_ties(db)
+
+    def all_marked(self) -> list[tuple[bytes, Recorded | RecordedTie]]:
+        """`marked` and then `marked_ties`, as both are at one moment."""
+        with self._transaction() as db:
+            return [*self._marked(db), *self._marked_ties(db)]
 
     def sources(self) -> dict[str, int]:
         """How many choices came from where."""
@@ -341,6 +344,31 @@ class PreferenceStore:
         self._destroy()
         return there
 
+    def edit(self, before: Recorded | RecordedTie, now: Preference) -> bool:
+        """Let a recorded choice or tie say something else, be it a tie or a choice; -> whether it was there
+        still.
+
+        One transaction: whoever reads finds the one or the other. Where it came from, and when, stays. The
+        key of what was recorded before is destroyed, as by a deletion. Which side it is on depends on its
+        texts alone, as ever: other ones may put it on the other.
+
+        DataError, and nothing is changed, where another choice or tie compares the same two responses.
+        """
+        with self._transaction() as db:
+            kept: list[Recorded | RecordedTie] = [*self._rows(db), *self._ties(db)]
+            there = before in kept
+            if there and now != before.preference:
+                _refuse_repeated(now, (row.preference for row in kept if row != before))
+                self._insert_said(db, now, before.source, before.recorded)
+                if isinstance(before, RecordedTie):
+                    self._delete_ties(db, [before])
+                else:
+                    self._delete(db, [before.number])
+        self.let_go()
+        self._destroy()
+        overwrite_journal(self._path, DeviceError)
+        return there
+
     def remove_these(self, chosen: Iterable[Recorded]) -> int:
         """Delete these choices, all or none, and destroy their keys; -> how many were there still."""
         known = set(chosen)
@@ -443,6 +471,21 @@ class PreferenceStore:
             number = db.execute("INSERT INTO sealed_ties (sealed) VALUES (?)", (sealed,)).lastrowid or 0
         return number
 
+    def _insert_said(self, db: sqlite3.Connection, said: Preference, source: str, recorded: float) -> None:
+        """Record a choice, or a tie, of that source and moment."""
+        if said.tie:
+            self._insert_ties(db, [RecordedTie(0, replace(said, tie=""), said.tie, source, recorded)])
+        else:
+            self._insert(db, [Recorded(0, said, source, recorded)])
+
+    def _marked(self, db: sqlite3.Connection) -> list[tuple[bytes, Recorded]]:
+        return list(zip(self._marks(db, "sealed_choices"), self._rows(db), strict=True))
+
+    def _marked_ties(self, db: sqlite3.Connection) -> list[tuple[bytes, RecordedTie]]:
+        found = db.execute("SELECT number FROM sealed_ties ORDER BY number").fetchall()
+        marks = dict(zip((number for (number,) in found), self._marks(db, "sealed_ties"), strict=True))
+        return [(marks[tie.number], tie) for tie in self._ties(db)]
+
     def _new_ties(
         self, db: sqlite3.Connection, given: Sequence[Preference], chosen: Iterable[Preference], source: str
     ) -> list[RecordedTie]:
@@ -510,6 +553,15 @@ def held_out(preference: Preference) -> bool:
     """Whether this comparison, whichever side won, is kept aside."""
     low, high = sorted((preference.chosen, preference.rejected))
     return hashlib.sha256(_packed("held out", preference.prompt, low, high)).digest()[0] % HELD_OUT_OF == 0
+
+
+def _refuse_repeated(said: Preference, others: Iterable[Preference]) -> None:
+    """DataError where another one compares the same two responses."""
+    if comparison_of(said) in map(comparison_of, others):
+        raise DataError(
+            "another choice or tie compares these two responses already; edit or delete that one, or write "
+            "something else"
+        )
 
 
 def _turned(p: Preference) -> Preference:

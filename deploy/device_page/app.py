@@ -33,7 +33,7 @@ from penchant.deploy.device_page.page_requests import (
 from penchant.deploy.device_page.picture import PictureBook
 from penchant.deploy.device_page.safe_text import excerpt, safe_markdown
 from penchant.deploy.device_page.sitting import Sitting
-from penchant.deploy.device_page.views import ask, choices, choose, fleet, model
+from penchant.deploy.device_page.views import ask, choices, choose, edit, fleet, model
 from penchant.deploy.device_page.writers import ResponseWriter
 from penchant.server.console.at_once import HTTPError
 from penchant.server.console.forms import Endpoint
@@ -55,6 +55,7 @@ PAGES: Sequence[tuple[str, PageView]] = (
     ("/ask", ask.ask),
     ("/ask/now", ask.now),
     ("/choices", choices.choices),
+    ("/choices/edit", edit.edit),
     ("/choices.jsonl", choices.export),
     ("/ties.jsonl", choices.export_ties),
     ("/model", model.model),
@@ -67,6 +68,7 @@ ACTIONS: Sequence[tuple[str, PageView]] = (
     ("/ask/look", ask.look),
     ("/ask/pick", ask.pick),
     ("/ask/undo", ask.take_back),
+    ("/choices/edit", edit.save),
     ("/choices/turn", choices.turn),
     ("/choices/delete", choices.delete),
     ("/choices/settle", choices.settle),

@@ -29,8 +29,9 @@ from penchant.server.console.forms import Endpoint, Form, posted
 __all__ = ["TEXT_MOST", "PageContext", "PageRequest", "PageView", "acted", "problem", "shown", "uploaded"]
 
 PATIENCE = 2.0  # seconds for which a request waits for the model
-TEXT_MOST = 20_000  # characters of the owner's in one form
-FORM_MOST = 12 * TEXT_MOST + 4096  # bytes: a character is four at most, each of them three as a form has it
+TEXT_MOST = 20_000  # characters of the owner's in one text
+FORM_MOST = 3 * 12 * TEXT_MOST + 4096  # bytes of a prompt and two responses: four a character at most, each
+# of them three as a form has it
 
 
 @dataclass
@@ -88,6 +89,16 @@ class PageContext:
         self.pictures.forget()
         self.desk.forget()
         self.sitting.forget()
+
+    def let_go_soon(self) -> None:
+        """`let_go` once the model is free, and prepare the sitting anew; nobody waits for it."""
+
+        def let_go() -> None:
+            with self.model:
+                self.let_go()
+                self.sitting.prepare()
+
+        threading.Thread(target=let_go, daemon=True).start()
 
     def take_flash(self) -> str:
         """What is to be said, which is said by that."""

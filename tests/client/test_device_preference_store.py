@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.sealing import CHECK_FILE, ROOT_FILE, SealedStorage
 from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.data.preferences import Preference
-from penchant.common.errors import DeviceError
+from penchant.common.errors import DataError, DeviceError
 
 CHEAP = ScryptCost(2**10)  # of a passphrase: a test has nothing to protect
 
@@ -268,6 +269,96 @@ def test_a_choice_is_turned_round_in_its_place_and_its_old_key_is_gone(tmp_path:
     store.add([choice(1)])
     assert store.turn_round(next(r for r in store.recorded() if r.preference == choice(1)))
     assert {r.preference for r in store.recorded()} == {turned, choice(2)}
+
+
+def test_an_edited_choice_takes_the_place_of_what_it_said_which_is_gone_as_if_deleted(
+    tmp_path: Path,
+) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1), choice(2)], "label")
+    row = store.recorded()[0]
+    sealed = _sealed(tmp_path, row.number)
+    now = Preference("a question?", "yes", "no", strength=2)
+    assert store.edit(row, now)
+    edited = next(r for r in PreferenceStore(tmp_path).recorded() if r.preference == now)
+    assert (edited.source, edited.recorded, len(store)) == (row.source, row.recorded, 2)
+    with pytest.raises(DeviceError, match="key was destroyed"):
+        store._storage.open([(sealed, "choice")])
+    for path in tmp_path.iterdir():
+        assert sealed not in path.read_bytes(), path
+    assert not store.edit(row, choice(3)), "what is gone is not made anew"
+    assert [r.preference for r in store.recorded()] == [choice(2), now]
+
+
+def test_a_choice_becomes_a_tie_and_a_tie_a_choice_in_one_step(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1)], "label")
+    (row,) = store.recorded()
+    sealed = _sealed(tmp_path, row.number)
+    assert store.edit(row, replace(choice(1), tie="equal"))
+    (tie,) = store.ties()
+    assert (store.recorded(), tie.pair, tie.said) == ([], choice(1), "equal")
+    assert (tie.source, tie.recorded) == (row.source, row.recorded)
+    with pytest.raises(DeviceError):
+        store._storage.open([(sealed, "choice")])
+    sealed = _sealed_tie(tmp_path)
+    assert store.edit(tie, choice(2))
+    assert ([r.preference for r in store.recorded()], store.ties()) == ([choice(2)], [])
+    assert store.recorded()[0].recorded == row.recorded
+    with pytest.raises(DeviceError):
+        store._tie_storage.open([(sealed, "tie")])
+    assert not store.edit(tie, choice(3))
+
+
+def test_an_edit_that_would_repeat_another_comparison_changes_nothing(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1), choice(2)])
+    store.add_tie(tied(3), "equal", "label")
+    before = store.all_marked()
+    turned = Preference(choice(2).prompt, choice(2).rejected, choice(2).chosen)
+    for row in (store.recorded()[0], store.ties()[0]):
+        for repeated in (choice(2), turned, replace(choice(2), strength=3), replace(turned, tie="both bad")):
+            with pytest.raises(DataError, match="compares these two responses already"):
+                store.edit(row, repeated)
+    with pytest.raises(DataError):
+        store.edit(store.recorded()[0], replace(tied(3), tie="both bad"))
+    assert store.all_marked() == before
+    assert store.edit(store.ties()[0], replace(tied(3), tie="equal")), "as it was"
+    assert store.all_marked() == before
+
+
+def test_whoever_reads_meanwhile_finds_the_one_or_the_other(tmp_path: Path) -> None:
+    """A choice that becomes a tie and a choice again is there once in each look at the store."""
+    store, reader = PreferenceStore(tmp_path), PreferenceStore(tmp_path)
+    store.add([choice(1)])
+    ways = (replace(choice(2), tie="equal"), choice(1))
+
+    def edit() -> None:
+        for n in range(40):
+            ((_, row),) = store.all_marked()
+            store.edit(row, ways[n % 2])
+
+    editing = threading.Thread(target=edit)
+    editing.start()
+    found = []
+    while editing.is_alive():
+        found.append([row.preference for _, row in reader.all_marked()])
+    editing.join()
+    assert found
+    assert all(rows in ([ways[0]], [ways[1]]) for rows in found)
+
+
+def test_which_side_an_edited_choice_is_on_depends_on_its_new_texts(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    kept = next(choice(n) for n in range(100) if not held_out(choice(n)))
+    aside = next(choice(n) for n in range(100) if held_out(choice(n)))
+    store.add([kept])
+    assert (store.train(), store.validation()) == ((kept,), ())
+    assert store.edit(store.recorded()[0], aside)
+    assert (store.train(), store.validation()) == ((), (aside,))
+    turned = Preference(aside.prompt, aside.rejected, aside.chosen)
+    assert store.edit(store.recorded()[0], turned)
+    assert store.validation() == (turned,), "which one is preferred changes no side"
 
 
 def _sealed(home: Path, number: int) -> bytes:

@@ -350,7 +350,8 @@ def test_hostile_texts_do_nothing_on_any_page(device: Device) -> None:
     texts = [Preference(f"{text} {n}", f"a {text}", f"b {text}") for n, text in enumerate(HOSTILE)]
     device.record(texts, "file <b>x</b>")
     with opened(device, [Preference(f"ask {p.prompt}", p.chosen, p.rejected) for p in texts]) as owner:
-        for path in ("/", "/choices", "/choices?q=%3Cscript%3E", "/model"):
+        forms = [f"/choices/edit?choice={mark.hex()}" for mark, _ in device.store.all_marked()]
+        for path in ("/", "/choices", "/choices?q=%3Cscript%3E", "/model", *forms):
             page = owner.get(path).text
             for sign in (
                 "alert(1)</script>",
@@ -474,7 +475,7 @@ def test_a_file_is_taken_byte_for_byte(owner: OwnerAtPage, device: Device) -> No
 
 
 def test_a_form_that_is_too_long_is_not_read_on(owner: OwnerAtPage) -> None:
-    assert owner.post("/model/rank", {"prompt": "p", "responses": "x" * 250_000}).status_code == 413
+    assert owner.post("/model/rank", {"prompt": "p", "responses": "x" * 750_000}).status_code == 413
 
 
 def test_nothing_of_the_owners_texts_is_logged(

@@ -151,10 +151,24 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
     expect(page.get_by_text("with “bill”")).to_be_visible()
     page.get_by_role("button", name=re.compile("Turn choice")).first.click()
     expect(page.get_by_role("status").first).to_contain_text("the other way round now")
+    page.get_by_role("link", name=re.compile("Edit choice")).first.click()
+    me.check("a choice to edit")
+    page.get_by_label("First response").fill("the motion, corrected")
+    page.get_by_label("Second response").fill("the motion, corrected")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("alert")).to_contain_text("both responses are the same")
+    (complaint,) = me.said
+    assert "status of 422" in complaint
+    me.said.clear()
+    page.get_by_label("Second response").fill("the table,\ncorrected")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("status").first).to_contain_text("Changed; what it said before is erased.")
+    expect(page.locator(".side.won").get_by_text("the motion, corrected")).to_be_visible()
     with page.expect_download() as download:
         page.get_by_role("link", name="Export choices").click()
     exported = Path(download.value.path()).read_bytes()
     assert exported.count(b"\n") == 20
+    assert rb'"the table,\ncorrected"' in exported
     page.get_by_label("File").set_input_files({"name": "mine.jsonl", "mimeType": "", "buffer": exported})
     page.get_by_role("button", name="Import").click()
     expect(page.get_by_role("status").first).to_contain_text("0 new choices recorded, 20 were there already")
@@ -187,8 +201,12 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
             other = Operator(browser, served, screen=screen, scheme=scheme)
             other.context.add_cookies(me.context.cookies())
             root = re.sub(r"/fleet$", "", page.url)
-            for name in ("", "ask", "choices", "model", "fleet"):
-                other.page.goto(f"{root}/{name}")
+            for name in ("", "ask", "choices", "edit", "model", "fleet"):
+                if name == "edit":
+                    other.page.get_by_role("link", name=re.compile("Edit choice")).first.click()
+                    expect(other.page.get_by_label("Second response")).to_be_visible()
+                else:
+                    other.page.goto(f"{root}/{name}")
                 if name == "model":  # looked at anew, since choices were recorded
                     expect(other.page.get_by_text("Likes most")).to_be_visible(timeout=120_000)
                 other.picture(f"owner-{name or 'choose'}")
@@ -332,6 +350,10 @@ def test_all_of_it_works_without_scripts(browser: Browser, opened: tuple[Served,
     go_to(page, "My choices")
     page.get_by_role("button", name=re.compile("Turn choice")).first.click()
     expect(page.get_by_role("status").first).to_contain_text("the other way round now")
+    page.get_by_role("link", name=re.compile("Edit choice")).first.click()
+    page.get_by_label("First response").fill("the motion, corrected")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("the motion, corrected")).to_be_visible()
     page.get_by_label("File").set_input_files(
         {
             "name": "more.csv",

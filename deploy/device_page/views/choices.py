@@ -1,4 +1,4 @@
-"""My choices: found, turned round, deleted, taken out and brought in."""
+"""My choices: found, turned round, deleted, taken out and brought in. `edit` has the form for one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,19 @@ from penchant.deploy.device_page.page_requests import PageRequest
 from penchant.deploy.device_page.uploads import UploadForm
 from penchant.server.console.at_once import HTTPError
 
-__all__ = ["choices", "delete", "export", "export_ties", "named", "settle", "take", "turn", "untie", "who"]
+__all__ = [
+    "choices",
+    "delete",
+    "export",
+    "export_ties",
+    "named",
+    "pair_of",
+    "settle",
+    "take",
+    "turn",
+    "untie",
+    "who",
+]
 
 ON_A_PAGE = 20
 PEOPLE_SHOWN = 200
@@ -36,21 +48,27 @@ PATIENCE = 2.0  # seconds for which a page waits for a deletion to end
 
 def choices(request: PageRequest) -> Response:
     """The recorded choices and ties, the latest first, or those with a text in them."""
-    wanted, store = request.asked("q"), request.device.store
-    recorded, ties = store.recorded(), store.ties()
-    rows_kept: list[Recorded | RecordedTie] = [*recorded, *ties]
-    latest = sorted(rows_kept, key=lambda row: (row.recorded, row.number), reverse=True)
-    found = [row for row in latest if _holds(_pair(row), wanted)]
+    wanted, kept = request.asked("q"), request.device.store.all_marked()
+    recorded = [row for _, row in kept if isinstance(row, Recorded)]
+    latest = sorted(kept, key=lambda marked: (marked[1].recorded, marked[1].number), reverse=True)
+    found = [(mark, row) for mark, row in latest if _holds(pair_of(row), wanted)]
     pages = max(1, -(-len(found) // ON_A_PAGE))
     page = min(max(request.number(request.asked("page"), 1), 1), pages)
     rows = found[(page - 1) * ON_A_PAGE : page * ON_A_PAGE]
     return request.render(
         "choices.html.j2",
         rows=[
-            (row, _pair(row), named(row), row.said if isinstance(row, RecordedTie) else "", _aside(row))
-            for row in rows
+            (
+                row,
+                pair_of(row),
+                named(row),
+                row.said if isinstance(row, RecordedTie) else "",
+                held_out(pair_of(row)),
+                mark.hex(),
+            )
+            for mark, row in rows
         ],
-        ties=len(ties),
+        ties=len(kept) - len(recorded),
         found=len(found),
         wanted=wanted,
         page=page,
@@ -63,6 +81,11 @@ def named(row: Recorded | RecordedTie) -> str:
     """How a form says which choice it is about. A number alone would not do: that of a choice which is gone
     goes to the next one that is recorded, and a tab that lies open would mean that one by it."""
     return f"{row.number}-{hashlib.sha256(row.encode()).hexdigest()[:32]}"
+
+
+def pair_of(row: Recorded | RecordedTie) -> Preference:
+    """The two responses, the preferred one first; of a tie, as they were shown."""
+    return row.pair if isinstance(row, RecordedTie) else row.preference
 
 
 def export(request: PageRequest) -> Response:
@@ -186,14 +209,6 @@ def _recorded(request: PageRequest, name: str, found: Found, person: str | None)
     choices = counted(added.new - added.ties, "new choice")
     said = f"{choices}{tied} recorded, {added.repeated} were there already."
     return request.go("/choices", f"{said} {notes}".strip())
-
-
-def _pair(row: Recorded | RecordedTie) -> Preference:
-    return row.pair if isinstance(row, RecordedTie) else row.preference
-
-
-def _aside(row: Recorded | RecordedTie) -> bool:
-    return held_out(_pair(row))
 
 
 def _holds(p: Preference, wanted: str) -> bool:
