@@ -4,11 +4,12 @@
 ones; `jester`, a thousand readers of jokes, tested on jokes that are new to all; `jester-known` and
 `jester-known5000`, readers tested on jokes that are new to them alone (many_people.py). --data FOLDER holds
 `arguments/` and `jester/`. --shares: shares with Senate's recipe, or without one: `A, no recipe`, and
-`default`, share common, what people have who bring data of their own. Runs are those of noised_fleet.py:
-everything but masks, which change no sum. Everybody is asked in every round; the rest is the recipe, but for
-rounds, clip and the server's rate, and the length of texts, which is what jokes and arguments need.
+`common, no recipe`, what people had who brought data of their own before two depths stood side by side.
+Runs are those of noised_fleet.py: everything but masks, which change no sum. Everybody is asked in every
+round; the rest is the recipe, but for rounds, clip and the server's rate, and the length of texts, which is
+what jokes and arguments need.
 
-Rounds, clip and rate of shares lore and default are chosen at epsilon 8 on Senate's validation pairs, with a
+Rounds, clip and rate of shares lore and common are chosen at epsilon 8 on Senate's validation pairs, with a
 seed of their own (SEARCH_SEED), and stand for every epsilon and all people; other shares are trained for four
 rounds, without a search, and lore beside them (`lore, 4 rounds`). What is lost is counted from the better of
 two without noise: the same settings, and in the two searched shares those chosen in the same way among more.
@@ -60,7 +61,8 @@ SEARCH_SEED = 1000
 SIZES = Sizes(pairs=20, validation_pairs=20, test_pairs=60)
 LEAST = 50  # strict choices of a judge of arguments
 UNTUNED = "A, no recipe"
-SEARCHED = ("lore", "default")
+HEADS = "common, no recipe"
+SEARCHED = ("lore", HEADS)
 LONG = {"model.max_tokens": 128}
 PEOPLE: dict[str, tuple[int, dict[str, Any]]] = {
     "senate": (101, {}),
@@ -72,7 +74,7 @@ PEOPLE: dict[str, tuple[int, dict[str, Any]]] = {
     "jester-known5000": (5000, LONG),
 }
 """Name -> how many, and what their texts need of a recipe that was made for others."""
-SHARES = ("lore", "lore, 4 rounds", "A", "B", "AB", "ffa", UNTUNED, "default")
+SHARES = ("lore", "lore, 4 rounds", "A", "B", "AB", "ffa", UNTUNED, HEADS)
 Shape = dict[str, Any]
 
 
@@ -132,7 +134,7 @@ def settings(share: str, epsilon: float, seed: int, **more: Any) -> Shape:
     base: Shape = {"adapter.share": share.partition(",")[0]}
     if share == UNTUNED:
         base = {"adapter.share": "A", "recipe": ""}
-    if share == "default":
+    if share == HEADS:
         base = {"adapter.share": "common", "adapter.rank": 4, "adapter.alpha": 4.0, "recipe": ""}
     return base | {"seed": seed} | everybody | noised | more
 
@@ -226,7 +228,7 @@ def drawn(runs: Runs, path: Path) -> None:
 def _over(
     runs: Runs, name: str, share: str, epsilon: float, shape: Shape, seeds: Sequence[int]
 ) -> dict[int, float]:
-    needed = PEOPLE[name][1] if share not in (UNTUNED, "default") else {}
+    needed = PEOPLE[name][1] if share not in (UNTUNED, HEADS) else {}
     found = {seed: runs.of(name, settings(share, epsilon, seed, **needed, **shape)) for seed in seeds}
     return {seed: value for seed, value in found.items() if value is not None}
 
