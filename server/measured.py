@@ -94,11 +94,17 @@ def lead_by_luck(count: int) -> float:
 @lru_cache(maxsize=1 << 15)  # pages ask for it of each round of a run, again and again
 def _between_people(part: float, most: int, tenths: tuple[int, ...]) -> float:
     """The variance of the accuracy `part` over people who judged as many choices each: those of the tenths of
-    accuracy, or where these tell nothing, `most` people who ranked all right or all wrong."""
+    accuracy, or where these tell nothing, `most` people who ranked all right or all wrong.
+
+    Where in a tenth somebody is, nobody knows: anywhere alike, and in the first and the last at its end, as
+    people of few choices are.
+    """
     people = sum(tenths)
     if people < 2:
         return part * (1 - part) / most
-    apart = sum(n * ((tenth + 0.5) / len(tenths) - part) ** 2 for tenth, n in enumerate(tenths))
+    last, width = len(tenths) - 1, 1 / len(tenths)
+    places = [0.0, *((tenth + 0.5) * width for tenth in range(1, last)), 1.0]
+    apart = sum(n * ((place - part) ** 2 + width**2 / 12) for place, n in zip(places, tenths, strict=True))
     return apart / (people * (people - 1))
 
 

@@ -555,17 +555,19 @@ def _slow_backwards(query: Tensor, key: Tensor, value: Tensor) -> bool:
 def _attend_by_products(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scaling: float | None
 ) -> Tensor:
-    """As scaled_dot_product_attention: query [1, h, L, d], key and value [1, k, S, d], h a multiple of k."""
+    """As scaled_dot_product_attention: query [1, h, L, d], key and value [1, k, S, d], h a multiple of k.
+
+    What goes into the softmax is in float32, as there: in 16 bits large values are rounded to whole units.
+    """
     one, heads, length, width = query.shape
     fewer, reach = key.shape[1:3]
     if mask is None and causal:
-        mask = query.new_full((length, reach), -torch.inf).triu(1)
+        mask = torch.full((length, reach), -torch.inf, device=query.device).triu(1)
     scale = width**-0.5 if scaling is None else scaling
-    together = (query * scale).reshape(
-        one, fewer, heads // fewer * length, width
-    )  # of heads that share a key
-    weights = (together @ key.transpose(2, 3)).view(one, heads, length, reach)
-    weights = torch.softmax(weights if mask is None else weights + mask, -1)
+    # Heads that share a key ask together: [1, h, L, d] -> [1, k, h / k · L, d].
+    together = (query.float() * scale).reshape(one, fewer, heads // fewer * length, width)
+    weights = (together @ key.float().transpose(2, 3)).view(one, heads, length, reach)
+    weights = torch.softmax(weights if mask is None else weights + mask.float(), -1).to(value.dtype)
     found = weights.view(one, fewer, heads // fewer * length, reach) @ value
     return found.view(one, heads, length, width)
 

@@ -39,7 +39,7 @@ from penchant.common.model.prompt_form import FormedText, PromptForm, joined
 from penchant.common.model.stacked import StackedTail, StackedWeights, stacked_tail
 from penchant.common.model.standalone import StandaloneScorer, tokenizer_json
 from penchant.common.model.strengths import weights_of
-from penchant.common.model.tails import Activations, Tail, check_base, choose_tail, full_tail
+from penchant.common.model.tails import Activations, Tail, check_base, check_beside, choose_tail, full_tail
 from penchant.common.objectives import LogProbabilities
 
 _BEGINNING = "A motion to table the amendment, offered "
@@ -193,6 +193,7 @@ class RewardModel:
             beside=model.beside,
         )
         check_base(network, [self._tokens(text) for text in _PROBES])
+        check_beside(network, self._tokens(_PROBES[0]))
         probes: list[Any] = [self._tokens(text) for text in _PROBES]
         if not self.objective.has_head:
             self._check_writing(network)

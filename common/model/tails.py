@@ -40,7 +40,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from penchant.common.errors import ConfigError
+from penchant.common.errors import BaseModelError, ConfigError
 from penchant.common.model.batches import Batch, Batches, Packing, Padded, RowPacking
 from penchant.common.model.factors import MergedWeights
 from penchant.common.model.log_probability import ResponseTokens
@@ -574,6 +574,34 @@ def check_base(network: AdaptedNetwork, probes: Sequence[Tensor]) -> None:
     for name, gradient in zip(changes, gradients, strict=True):
         if gradient is None:
             raise ConfigError(f"adapter.share_base names {name}, on which no reward depends; leave it out")
+
+
+def check_beside(network: AdaptedNetwork, probe: Tensor) -> None:
+    """BaseModelError when the states that the model says it has after some blocks are not what the block
+    gives: a few families count them otherwise."""
+    if not network.beside:
+        return
+    given: list[Tensor] = []
+
+    def see(_: nn.Module, __: Any, output: Any) -> None:
+        given.append(output[0] if isinstance(output, tuple) else output)
+
+    block = find_blocks(network.module)[1][network.beside - 1]
+    ids = probe.to(network.device).unsqueeze(0)
+    handle = block.register_forward_hook(see)
+    try:
+        with torch.no_grad():
+            said = network.states(
+                network.module(input_ids=ids, attention_mask=torch.ones_like(ids), **network.asked)
+            )
+    finally:
+        handle.remove()
+    width = said.shape[-1] // 2
+    if not given or not torch.allclose(given[0].reshape(-1, width), said[0, :, :width], atol=1e-5, rtol=1e-3):
+        raise BaseModelError(
+            f"{type(network.module).__name__} counts the states between its blocks otherwise than others do; "
+            "set model.beside to 0"
+        )
 
 
 def _agree(found: Tensor, expected: Tensor, network: AdaptedNetwork) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.client.learning.model_cache import ModelCache
-from penchant.common.config import RunConfig
+from penchant.common.config import ModelConfig, RunConfig
 from penchant.common.data.preferences import Federation
 from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
 from penchant.common.settings import dotted_table
@@ -159,13 +159,18 @@ def _refuse_other_data(
             continue
         for what, key, digest in (
             ("data set", (case.config.data, case.config.seed), data),
-            ("base model", "base model", base),
+            ("base model", _read_as(case.config.model), base),
         ):
             if digest is not None and seen.setdefault(key, digest) != digest:
                 raise _choose_another(
                     f"{directory}: the {what} of {case.name} is not what it was for another case; put it "
                     "back, or"
                 )
+
+
+def _read_as(model: ModelConfig) -> tuple[str, int, int]:
+    """What names one digest of a base model: which it is, and how deep it is read."""
+    return (model.base_model, model.blocks, model.beside)
 
 
 def _common(case: Case) -> dict[str, Any]:

@@ -26,6 +26,12 @@ MOST_SECONDS = 12 * 3600.0
 """A session ends after so long: a stolen cookie that is used again and again would keep it open."""
 
 
+def since_boot() -> float:
+    """Seconds since the machine came up, those that it slept among them where it counts such."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
 class Entrance:
     """One link, one session, both in memory only: they end with the process. Thread-safe.
 
@@ -37,7 +43,7 @@ class Entrance:
     def __init__(
         self,
         idle_seconds: float = math.inf,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = since_boot,
         is_newest: Callable[[], bool] = lambda: True,
     ) -> None:
         """idle_seconds: after so long without use nobody is let in any more; the link ends as well.

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -133,8 +133,10 @@ class InProcessGrid(Grid):
 
     def close(self) -> None:
         """Stop serving; messages not yet begun are dropped."""
-        while self._waiting:
-            self._waiting.popleft()[1].cancel()
+        with self._lock:
+            dropped, self._waiting = self._waiting, deque()
+        for message, reply in dropped:
+            self._drop(message, reply)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # --- Flower's interface --------------------------------------------------------------------------
@@ -171,16 +173,16 @@ class InProcessGrid(Grid):
         Serving begins once all are queued: threads that serve would hold up each further message for as long
         as they keep the interpreter's lock, and a hundred thousand messages for minutes.
         """
-        ids = []
+        queued: list[tuple[Message, Future[bytes]]] = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = secrets.token_hex(16)
+            queued.append((message, Future()))
         with self._lock:
-            for message in messages:
-                message.metadata.__dict__["_message_id"] = identifier = secrets.token_hex(16)
-                self._pending[identifier] = reply = Future[bytes]()
-                self._waiting.append((message, reply))
-                ids.append(identifier)
-        for _ in range(min(self._workers, len(ids))):
+            self._pending.update((message.metadata.message_id, reply) for message, reply in queued)
+            self._waiting.extend(queued)
+        for _ in range(min(self._workers, len(queued))):
             self._pool.submit(self._serve_waiting)
-        return ids
+        return [message.metadata.message_id for message, _ in queued]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there by now, without waiting."""
@@ -212,7 +214,7 @@ class InProcessGrid(Grid):
                 continue
             try:
                 data = reply.result(None if end is None else max(0.0, end - time.monotonic()))
-            except FutureTimeout:
+            except (FutureTimeout, CancelledError):  # a reply that is not there, or never will be
                 continue
             with self._lock:
                 self._pending.pop(identifier, None)
@@ -223,21 +225,24 @@ class InProcessGrid(Grid):
     def _serve_waiting(self) -> None:
         """Serve what waits, until nothing does. A message that is older than its time to live is dropped
         unread, as a SuperLink does: nobody looks for its answer any more."""
-        while self._waiting:
-            try:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
                 message, reply = self._waiting.popleft()
-            except IndexError:  # another thread was quicker
-                return
             told = message.metadata
             if told.created_at + told.ttl < time.time():
-                with self._lock:
-                    self._pending.pop(told.message_id, None)
-                reply.cancel()
+                self._drop(message, reply)
             elif reply.set_running_or_notify_cancel():
                 try:
                     reply.set_result(self._serve(message))
                 except BaseException as error:  # the one who asks is told, as by a pool
                     reply.set_exception(error)
+
+    def _drop(self, message: Message, reply: Future[bytes]) -> None:
+        with self._lock:
+            self._pending.pop(message.metadata.message_id, None)
+        reply.cancel()
 
     def _serve(self, pushed: Message) -> bytes:
         """The reply as it travels. What was pushed is serialised now, so that what all are told is not copied

@@ -92,7 +92,7 @@ def drawn(trial: optuna.Trial, share: str, space: Space) -> Changes:
     changes: Changes = {
         **_named(trial, "model.pooling", space.poolings),
         **_named(trial, "model.max_tokens", space.max_tokens),
-        **_deep(trial, space),
+        **_deep(trial, share, space),
         "adapter.rank": rank,
         "adapter.alpha": float(rank),
         "training.local_epochs": epochs,
@@ -118,6 +118,7 @@ def drawn(trial: optuna.Trial, share: str, space: Space) -> Changes:
 
 def begun(share: str, space: Space) -> list[Changes]:
     """Where every search starts: a setting of each optimiser, with each pooling that is searched."""
+    depths = list(_depths(share, space))
     common: Changes = {
         "training.local_epochs": 4,
         "federation.rounds": 40,
@@ -128,7 +129,7 @@ def begun(share: str, space: Space) -> list[Changes]:
         "training.lr_personal": 0.01,
         "training.l2_to_start": 0.01,
         "training.final_fit_epochs": max(_fits(share, space), default=0),
-        **({DEPTH: list(space.depths)[-1]} if space.depths else {}),
+        **({DEPTH: depths[-1]} if depths else {}),
         "adapter.head": "shared",
         "federation.warmup_rounds": 0,
         "federation.cohort": 34,
@@ -160,7 +161,8 @@ def there(config: RunConfig, space: Space) -> Changes:
     chosen = "plain" if sgd else "adam twice" if adam else "adam"
     place: Changes = {name: max(found[name], low) for name, low in LEAST.items()}
     place |= {name: found[name] for name in AS_THEY_ARE}
-    deep = [name for name, own in space.depths.items() if own.items() <= found.items()]
+    depths = _depths(config.adapter.share, space)
+    deep = [name for name, own in depths.items() if own.items() <= found.items()]
     if deep:
         place[DEPTH] = deep[0]
     if place["model.pooling"] == "auto":
@@ -194,9 +196,16 @@ def _named(trial: optuna.Trial, name: str, choices: Sequence[Any]) -> Changes:
     return {name: trial.suggest_categorical(name, choices)} if choices else {}
 
 
-def _deep(trial: optuna.Trial, space: Space) -> Changes:
-    found = _named(trial, DEPTH, tuple(space.depths))
-    return dict(space.depths[found[DEPTH]]) if found else {}
+def _depths(share: str, space: Space) -> Mapping[str, Changes]:
+    """The depths that a share can be read at: two side by side are for those that adapt no module."""
+    adapts = share_rule(share).adapts_modules
+    return {name: own for name, own in space.depths.items() if not (adapts and own.get("model.beside"))}
+
+
+def _deep(trial: optuna.Trial, share: str, space: Space) -> Changes:
+    depths = _depths(share, space)
+    found = _named(trial, DEPTH, tuple(depths))
+    return dict(depths[found[DEPTH]]) if found else {}
 
 
 def _fits(share: str, space: Space) -> Sequence[int]:

@@ -157,6 +157,29 @@ def test_attention_by_products_is_that_of_torch(
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "bias"), [(1.0, 0.0), (3.0, 0.0), (1.0, 4.0)])
+def test_strong_attention_in_16_bits_is_as_near_to_float32_as_torch_s_own(size: float, bias: float) -> None:
+    """Large queries and keys, and keys that all have a part alike: what is rounded before a softmax would be
+    seen there."""
+    draws = torch.Generator().manual_seed(0)
+    query, key = (size * 3 * torch.randn(1, 2, 64, 16, generator=draws) + bias for _ in range(2))
+    value, weights = (torch.randn(1, 2, 64, 16, generator=draws) for _ in range(2))
+    half = [part.bfloat16() for part in (query, key, value)]
+
+    def gradients(given: list[Tensor], products: bool) -> list[Tensor]:
+        q, k, v = parts = [part.clone().requires_grad_() for part in given]
+        if products:
+            found = batches._attend_by_products(q, k, v, None, True, None)
+        else:
+            found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return [found, *torch.autograd.grad((found.float() * weights).sum(), parts)]
+
+    expected = gradients([part.float() for part in half], False)
+    for one, theirs, exact in zip(gradients(half, True), gradients(half, False), expected, strict=True):
+        error, usual = ((got.float() - exact).norm() / exact.norm() for got in (one, theirs))
+        assert error < max(2 * usual, 0.01)
+
+
 def test_products_are_taken_where_they_are_faster(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where gradients go back through numbers of 16 bits, and pieces are short; else torch's attention."""
     taken: list[int] = []

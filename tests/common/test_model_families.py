@@ -20,6 +20,7 @@ from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError, ConfigError
 from penchant.common.model.backbone import Backbone, load_backbone
 from penchant.common.model.factors import MergedWeights, Split
+from penchant.common.model.network import AdaptedNetwork
 from penchant.common.model.reward import RewardModel, load_reward_model
 
 TABLE = Path(__file__).parents[2] / "docs" / "base-models.md"
@@ -160,6 +161,20 @@ def test_a_second_embedding_that_there_can_not_be_is_refused(tiny_model: Callabl
         ModelConfig(objective="dpo", beside=2)
     with pytest.raises(ConfigError, match=r"adapt no module, such as common, and share \"A\" does"):
         RunConfig().changed({"model.beside": 2})
+
+
+def test_a_family_that_counts_its_states_otherwise_is_refused(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mamba's states have no embeddings in front of them, so that each would be read a block too deep."""
+
+    def one_too_deep(network: AdaptedNetwork, output: Any) -> torch.Tensor:
+        return torch.cat([output.hidden_states[network.beside + 1], output.last_hidden_state], dim=-1)
+
+    monkeypatch.setattr(AdaptedNetwork, "states", one_too_deep)
+    asked = ModelConfig(base_model=str(tiny_model("bert")), beside=1)
+    with pytest.raises(BaseModelError, match=r"counts the states .* otherwise .*; set model\.beside to 0"):
+        load_reward_model(asked, AdapterConfig(share="common"), device="cpu")
 
 
 def test_more_blocks_than_there_are_are_refused_with_their_number(tiny_model: Callable[[str], Path]) -> None:

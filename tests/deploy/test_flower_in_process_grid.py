@@ -357,8 +357,13 @@ def test_a_message_that_waited_beyond_its_time_to_live_is_dropped_unread(made: M
         return payload
 
     grid = made(answering(answer), workers=1)
-    first, late, next_one = (ask(1000, payload=text) for text in (b"first", b"late", b"next"))
-    late.metadata.ttl = 0.01
+
+    def expired(text: bytes) -> Message:
+        message = ask(1000, payload=text)
+        message.metadata.ttl = -1.0
+        return message
+
+    first, late, next_one = ask(1000, payload=b"first"), expired(b"late"), ask(1000, payload=b"next")
     ids = list(grid.push_messages([first, late, next_one]))
     time.sleep(0.05)
     gate.set()
@@ -368,6 +373,7 @@ def test_a_message_that_waited_beyond_its_time_to_live_is_dropped_unread(made: M
         replies += grid.pull_messages(ids)
         time.sleep(0.001)
     assert served == ["first", "next"]
+    assert not list(grid.send_and_receive([expired(b"late again")], timeout=None))
     assert {reply.metadata.reply_to_message_id for reply in replies} == {ids[0], ids[2]}
     assert not grid._pending
 

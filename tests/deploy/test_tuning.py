@@ -24,6 +24,7 @@ from penchant.common.errors import (
     RunDirectoryError,
     UsageError,
 )
+from penchant.common.shares import share_rule
 from penchant.deploy.cli.main import main
 from penchant.deploy.configuration import configure
 from penchant.deploy.recipes import recipe
@@ -122,6 +123,18 @@ def test_the_depth_of_the_default_base_model_is_searched_and_no_other(asked: dic
         )
         assert there(config, space())["depth"] == name
     assert "depth" not in there(RunConfig().changed({"model.blocks": 4}), space())
+
+
+@pytest.mark.parametrize("share", [*SHARES, "finetune", "meta", "shrinkage"])
+def test_every_place_of_every_share_is_a_configuration(asked: dict[str, Any], share: str) -> None:
+    space = Tuning(asked, (share,), (0,), 20, Path("mine.toml")).space
+    studied = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for place in (*begun(share, space), *[None] * 20):
+        if place is not None:
+            studied.enqueue_trial(place)
+        changes = drawn(studied.ask(), share, space)
+        RunConfig().changed({"adapter.share": share} | changes)
+        assert not (share_rule(share).adapts_modules and changes["model.beside"])
 
 
 @pytest.mark.parametrize("share", ["finetune", "meta", "A"])

@@ -49,7 +49,9 @@ def measured(number: int, accuracy: float, **more: Any) -> Measurement:
 
 @pytest.mark.parametrize("judged", [400, 40_000])
 def test_an_accuracy_is_as_sure_as_people_differ_however_many_choices_each_made(judged: int) -> None:
-    assert measured(1, 0.65, judged=judged, histogram=TENTHS).error == pytest.approx(0.1 / sqrt(39))
+    assert measured(1, 0.65, judged=judged, histogram=TENTHS).error == pytest.approx(
+        sqrt((0.1**2 + 0.1**2 / 12) / 39)  # how they differ, and where in their tenths they may be
+    )
 
 
 @pytest.mark.parametrize(
