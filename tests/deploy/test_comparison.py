@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -575,3 +576,19 @@ def test_what_is_printed(
 )
 def test_quantiles_of_students_t_are_those_of_printed_tables(freedom: int, quantile: float) -> None:
     assert student_t95(freedom) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_a_base_model_has_one_digest_for_each_depth_that_it_is_read_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On data without a recipe share common reads two depths, and the others all blocks alone."""
+    both = RunConfig().changed({"adapter.share": "common", "model.beside": 3})
+    cases = [Case(config) for config in (both, RunConfig(), both.changed({"seed": 1}))]
+    said = dict(zip(cases, ("two depths", "whole", "two depths"), strict=True))
+    monkeypatch.setattr(
+        comparing, "_result", lambda _, case: SimpleNamespace(digests={"base model": said[case]})
+    )
+    comparing._refuse_other_data(Path("comparison"), cases, {})
+    said[cases[2]] = "another model"
+    with pytest.raises(RunDirectoryError, match=r"the base model of .* is not what it was for another case"):
+        comparing._refuse_other_data(Path("comparison"), cases, {})
