@@ -196,7 +196,10 @@ def test_a_file_changes_what_it_names_and_leaves_the_rest() -> None:
 
 def test_different_configurations_have_different_digests() -> None:
     keys = [key for key, _ in NUMBERS if key != "privacy.ring_bits"]
-    read = {"model.beta": {"model.objective": "dpo"}}  # refused where nothing reads it
+    read = {  # each is refused where nothing reads it
+        "model.beta": {"model.objective": "dpo"},
+        "model.beside": {"adapter.share": "common"},
+    }
     digests = {config_digest(RunConfig().changed({key: nudged(key)} | read.get(key, {}))) for key in keys}
     assert len(digests) == len(keys)
 

@@ -102,8 +102,9 @@ PARTS = [one for one in settings_of(Plan) if one.key != "phase"]
 
 @pytest.mark.parametrize("one", PARTS, ids=lambda one: one.key)
 def test_whatever_differs_in_one_phases_plan_is_in_its_line(one: Setting) -> None:
-    reads_it = {"model.objective": "dpo"} if one.key in ("model.beta", "model.template") else {}
-    config = RunConfig().changed(reads_it)
+    policy = {"model.objective": "dpo"}
+    reads_it = {"model.beta": policy, "model.template": policy, "model.beside": {"adapter.share": "common"}}
+    config = RunConfig().changed(reads_it.get(one.key, {}))
     main, close = (config.plan(phase, COHORT) for phase in ("main", "close"))
     section, _, name = one.key.rpartition(".")
     inner = getattr(main, section) if section else main
@@ -168,7 +169,7 @@ def test_a_plan_that_changes_everything_is_still_short_enough() -> None:
     for section in ("model", "adapter", "training"):
         inner = getattr(plan, section)
         for one in settings_of(type(inner)):
-            if one.name not in ("share", "head", "share_base", "objective", "beta", "template"):
+            if one.name not in ("share", "head", "share_base", "objective", "beta", "template", "beside"):
                 inner = replace(inner, **{one.name: other(one, getattr(inner, one.name))})
         plan = replace(plan, **{section: inner})
     plan = replace(plan, seed=2**62, clip=1e-6, start_sent=True)
