@@ -94,7 +94,7 @@ def test_what_grows_with_the_square_is_seen(large: float, ratio: float) -> None:
 def test_of_the_language_model_ours_is_the_row_and_the_loop_what_it_is_held_against() -> None:
     recorded = json.loads((BENCH / "results" / "language_model.json").read_text(encoding="utf-8"))
     rows = table.language_model(recorded)
-    assert [(row.aim, round(row.ratio, 2)) for row in rows] == [("≥ 2.2", 2.47), ("≥ 1.5", 1.90)]
+    assert [(row.aim, round(row.ratio, 2)) for row in rows] == [("≥ 2.2", 2.37), ("≥ 1.5", 1.77)]
 
 
 def test_a_change_of_a_recorded_ratio_shows(tmp_path: Path) -> None:
