@@ -268,7 +268,7 @@ def snippet(export: Export, directory: str) -> str:
     base += f".{export.part}" if export.part else ""
     model = f"PeftModel.from_pretrained({base}, {directory!r})" if adapted else base
     pooled = {"mean": "h.mean(0)", "first": "h[0]", "last": "h[-1]"}[export.pooling]
-    scaled = f"F.normalize(e, dim=0) * {export.model.normalize:g}" if export.model.normalize else "e"
+    unit = "F.normalize(e, dim=0)"
     tokens = f"**tokenizer(prompt + response, truncation=True, max_length={export.max_tokens}, "
     tokens += "return_tensors='pt')"
     reading = [f"    h = model({tokens}).last_hidden_state[0]"]
@@ -278,8 +278,8 @@ def snippet(export: Export, directory: str) -> str:
             f"    found = model({tokens}, output_hidden_states=True)",
             f"    h = torch.cat([{between}, found.last_hidden_state[0]], 1)",
         ]
-        halves = "F.normalize(e.view(2, -1), dim=1).flatten() / 2**.5"
-        scaled = scaled.replace("F.normalize(e, dim=0)", halves)
+        unit = "F.normalize(e.view(2, -1), dim=1).flatten() / 2**.5"
+    scaled = f"{unit} * {export.model.normalize:g}" if export.model.normalize else "e"
     peft = "\nfrom peft import PeftModel" if adapted else ""
     lines = [
         *(["import torch"] if export.model.beside else []),

@@ -161,7 +161,8 @@ class RewardModel:
         self.head = head_of(model, adapter)
         self.objective, self.beta = model.rule, model.beta
         self.digest = backbone.digest
-        self.embedding = backbone.hidden * (2 if model.beside else 1)
+        self._parts = 2 if model.beside else 1
+        self.embedding = backbone.hidden * self._parts
         self.device = backbone.device
         self.targets = targets_of(backbone.model, adapter) if adapter.rule.adapts_modules else ()
         self.adapted_modules = find_adapted(backbone.model, adapter) if adapter.rule.adapts_modules else ()
@@ -169,7 +170,7 @@ class RewardModel:
         self.weight_norms = weight_norms(backbone.model, self.adapted_modules, self.base)
         self._adapter = adapter
         self._backbone = backbone
-        self._normalize, self._parts = model.normalize, 2 if model.beside else 1
+        self._normalize = model.normalize
         self._truncation = model.truncation
         self.pooling = _pooling(model.pooling, backbone.causal)
         self.max_tokens = backbone.max_tokens

@@ -93,7 +93,7 @@ class Tuning:
     def space(self) -> Space:
         """What is searched: of the base model that the general recipe has a depth for, the depth as well."""
         usual = fitting(recipe(GENERAL, usual_share(GENERAL) or ""), self.asked).get("model.beside")
-        if not usual or not self.asked.keys().isdisjoint(DEPTH):
+        if not usual:
             return Space()
         whole, short, both = ((0, 0), (usual, 0), (0, usual))
         named = {"all blocks": whole, f"{usual} blocks": short, f"{usual} blocks beside all": both}
