@@ -146,7 +146,7 @@ def test_the_words_say_the_noise_or_that_there_is_none() -> None:
 def test_the_error_of_a_noised_accuracy_holds_people_and_noise() -> None:
     exact = RoundLog(2, 1, "close", 100, 100, {}, 0.0, 0, 0, 0, None, 0.6, None, 0.0, judged=400)
     noised = replace(exact, judged=None, judges=100, count_noise=0.04)
-    assert Measurement(1, exact).error == pytest.approx(sqrt(0.24 / 400))
+    assert Measurement(1, exact).error == pytest.approx(sqrt(0.24 / 100))  # of 100 people, not 400 choices
     assert Measurement(1, noised).error == pytest.approx(sqrt(0.24 / 100 + 0.04**2 * 1.36))
     assert Measurement(1, replace(exact, judged=None)).error is None
     standing = pooled_standing([Measurement(1, noised)], 100, 0.04)
