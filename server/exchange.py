@@ -69,7 +69,7 @@ class Exchange:
         unheard = set(payloads)
         while waiting:
             before = self.bytes_up
-            for message in self._grid.pull_messages(list(waiting)):
+            for message in self._grid.pull_messages(frozenset(waiting)):
                 waiting.discard(message.metadata.reply_to_message_id)
                 self._hear(stage, message, unheard, keep)
             now = time.monotonic()

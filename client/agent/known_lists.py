@@ -8,6 +8,7 @@ people.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from penchant.common.storage import write_private
 __all__ = ["MEMBERS", "KnownList", "ListByDigest", "ListInVault"]
 
 MEMBERS = "member list"
-_DIGEST = 32  # bytes; every list is longer: a signature alone has 64
+_LENGTH = 32  # bytes; every list is longer: a signature alone has 64
 
 
 class KnownList(Protocol):
@@ -56,7 +57,7 @@ class ListByDigest:
     def read(self) -> bytes:
         """As `KnownList.read`. DeviceError when the file is missing, or is not what the digest says."""
         kept = self._vault.blob(MEMBERS)
-        if len(kept) != _DIGEST:
+        if len(kept) != _LENGTH:
             return kept  # none, or the list itself: simulations of 0.2 and before
         path = self._folder / kept.hex()
         try:
@@ -69,9 +70,15 @@ class ListByDigest:
 
     def keep(self, encoded: bytes) -> None:
         """As `KnownList.keep`; the file is durable before the digest is."""
-        digest = hashlib.sha256(encoded).digest()
+        digest = _digest(encoded)
         path = self._folder / digest.hex()
         if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_private(path, encoded, replace=False)
         self._vault.keep_blob(MEMBERS, digest)
+
+
+@lru_cache(maxsize=2)
+def _digest(encoded: bytes) -> bytes:
+    """sha256 of a list: all agents of a simulation keep the same object, as long as the fleet is large."""
+    return hashlib.sha256(encoded).digest()

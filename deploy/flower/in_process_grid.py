@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 
@@ -128,6 +128,7 @@ class InProcessGrid(Grid):
         self._workers = workers
         self._waiting: deque[tuple[Message, Future[bytes]]] = deque()  # what nobody has begun to serve
         self._pending: dict[str, Future[bytes]] = {}
+        self._answered: dict[str, None] = {}  # ids of `_pending` whose replies are there, in their order
         self._lock = threading.Lock()
         self._contexts = contexts(self._run.run_id, clients, run_config)
 
@@ -185,9 +186,11 @@ class InProcessGrid(Grid):
         return [message.metadata.message_id for message, _ in queued]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there by now, without waiting."""
+        """The replies that are there by now, without waiting: a look takes as many steps as there are of
+        them, however many are waited for."""
+        wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
         with self._lock:
-            done = [i for i in message_ids if i in self._pending and self._pending[i].done()]
+            done = [identifier for identifier in self._answered if identifier in wanted]
         return self._collect(done, timeout=0.0)  # decoded one by one, as they are asked for
 
     def send_and_receive(
@@ -198,7 +201,7 @@ class InProcessGrid(Grid):
         replies = list(self._collect(ids, timeout=timeout))
         with self._lock:
             for identifier in ids:
-                late = self._pending.pop(identifier, None)
+                late = self._forget(identifier)
                 if late is not None:
                     late.cancel()
         return replies
@@ -217,7 +220,7 @@ class InProcessGrid(Grid):
             except (FutureTimeout, CancelledError):  # a reply that is not there, or never will be
                 continue
             with self._lock:
-                self._pending.pop(identifier, None)
+                self._forget(identifier)
             message = message_of(data)
             del reply, data  # while the next is waited for, this one is held once
             yield message
@@ -238,11 +241,19 @@ class InProcessGrid(Grid):
                     reply.set_result(self._serve(message))
                 except BaseException as error:  # the one who asks is told, as by a pool
                     reply.set_exception(error)
+                with self._lock:
+                    if told.message_id in self._pending:
+                        self._answered[told.message_id] = None
 
     def _drop(self, message: Message, reply: Future[bytes]) -> None:
         with self._lock:
-            self._pending.pop(message.metadata.message_id, None)
+            self._forget(message.metadata.message_id)
         reply.cancel()
+
+    def _forget(self, identifier: str) -> Future[bytes] | None:
+        """Take a reply out of those that are waited for; the lock is held."""
+        self._answered.pop(identifier, None)
+        return self._pending.pop(identifier, None)
 
     def _serve(self, pushed: Message) -> bytes:
         """The reply as it travels. What was pushed is serialised now, so that what all are told is not copied

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from penchant.client.agent import known_lists
 from penchant.client.agent.known_lists import MEMBERS, KnownList, ListByDigest, ListInVault
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError
@@ -37,6 +39,18 @@ def test_agents_of_one_simulation_keep_one_file_of_a_list_and_its_digest_each(tm
         ListByDigest(vault, tmp_path / "lists").keep(LIST)
     assert [path.read_bytes() for path in (tmp_path / "lists").iterdir()] == [LIST]
     assert {len(vault.blob(MEMBERS)) for vault in vaults} == {32}
+
+
+def test_a_list_is_hashed_once_for_all_agents_of_a_simulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as long as the fleet is large: once for each agent would be the square of the people."""
+    hashed: list[bytes] = []
+    known_lists._digest.cache_clear()
+    monkeypatch.setattr(known_lists.hashlib, "sha256", lambda one: hashed.append(one) or sha256(one))
+    for number in range(3):
+        by_digest(tmp_path / str(number)).keep(LIST)
+    assert hashed == [LIST]
 
 
 def test_a_list_that_an_earlier_version_kept_whole_is_read(tmp_path: Path) -> None:

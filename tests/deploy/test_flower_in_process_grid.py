@@ -238,6 +238,40 @@ def test_a_reply_is_pulled_once_and_unknown_ids_are_nothing(made: Make) -> None:
 # --- deadlines and faults -------------------------------------------------------------------------
 
 
+class Looked(frozenset[str]):
+    """Ids that are waited for, which count how many of them are looked up."""
+
+    times = 0
+
+    def __contains__(self, identifier: object) -> bool:
+        self.times += 1
+        return super().__contains__(identifier)
+
+
+def test_a_look_costs_as_many_steps_as_there_are_replies(made: Make) -> None:
+    """Not as many as are waited for: looks at a hundred thousand would cost more than the answers."""
+    let_go = threading.Event()
+
+    def answer(index: int, stage: str, payload: bytes) -> bytes:
+        if index:
+            let_go.wait(30)
+        return payload
+
+    grid = made(answering(answer), clients=500, workers=2)
+    try:
+        waiting = Looked(grid.push_messages([ask(1000 + number) for number in range(500)]))
+        replies: list[Message] = []
+        while not replies:
+            time.sleep(0.01)
+            replies.extend(grid.pull_messages(waiting))
+        assert [one.metadata.src_node_id for one in replies] == [1000]
+        assert waiting.times == 1
+        assert list(grid.pull_messages(waiting)) == []
+        assert waiting.times == 1
+    finally:
+        let_go.set()
+
+
 def test_who_is_too_slow_is_absent_and_keeps_nobody_waiting(made: Make) -> None:
     gate = threading.Event()
 
