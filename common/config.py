@@ -485,7 +485,7 @@ class FederationConfig(Section):
     )
     deadline_seconds: float = setting(
         600.0,
-        "How long the server waits for the answers of one exchange.",
+        "How long the server waits for the answers of one exchange; in a simulation, for the next of them.",
         low=0.1,
         high=7 * DAY,
         usual=True,

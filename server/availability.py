@@ -13,13 +13,13 @@ from penchant.common.errors import JournalError, ProtocolError
 from penchant.common.secagg.stages import STATUS
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Hello, Status
-from penchant.server.exchange import Exchange
+from penchant.server.exchange import exchange_of
 from penchant.server.run import ServerRun, finished_rounds
 from penchant.server.waiting import Waiting
 
 Ready = Mapping[int, int]
 """Member number -> node."""
-GREETING_SECONDS = 60.0  # a device that is there says so in seconds, and is asked again if not
+GREETING_SECONDS = 60.0  # without any answer: a device that is there says so in seconds, and is asked again
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # between two looks for devices that have come back
 COUNT_SECONDS = 0.5  # between two notes of how many devices have answered
 
@@ -95,12 +95,12 @@ class Availability:
     def announce_settled(self, nodes: Iterable[int], seconds: float = math.inf) -> None:
         """Report the finished rounds to `nodes`, so that they commit what they staged; note who is ready.
 
-        Waits no longer than `seconds`, and than a deadline of the run's: a node may be gone and not yet known
-        to be.
+        Waits no longer than `seconds` for the next answer, and than a deadline of the run's: a node may be
+        gone and not yet known to be.
         """
         hello = encode(Hello(self.run.id, finished_rounds(self.run.journal)))
-        deadline = min(seconds, self.run.config.federation.deadline_seconds)
-        wire = Exchange(self._grid, deadline, STATUS)
+        run = self.run
+        wire = exchange_of(run.config.federation, self._grid, STATUS, in_turn=run.in_turn, silence=seconds)
         ready: dict[int, int] = {}  # member -> node
         for node, payload in wire(STATUS, dict.fromkeys(nodes, hello)).items():
             try:

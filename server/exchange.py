@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from penchant.common.config import FederationConfig
 from penchant.common.errors import CodecError
 from penchant.common.secagg.stages import MASKED
 from penchant.common.wire.flower import message_type, pack, unpack
 from penchant.server.secagg.aggregation import Take
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "exchange_of"]
 
 AT_ONCE = 1 << 26  # bytes of replies that may gather between two looks before looks become more frequent
 
 Arrived = Callable[[str, int, bytes], None]
 """(stage, node, reply payload), called for each reply as it arrives."""
 
+LONGEST = 7 * 86400.0  # seconds of any exchange
 LONGEST_SLEEP = 3.0  # seconds between two looks for replies, as Flower's own grid
 
 
 class Exchange:
-    """Sends over Flower's grid, waits at most `deadline` seconds, counts payload bytes.
+    """Sends over Flower's grid, waits at most `deadline` seconds, and at most `silence` for the next answer;
+    counts payload bytes.
 
     In stage masked it also waits for as long as devices train: their vectors leave at the end of that time.
 
@@ -41,10 +45,12 @@ class Exchange:
         arrived: Arrived = lambda stage, node, payload: None,
         *,
         training: float = 0.0,
+        silence: float = math.inf,
     ) -> None:
         self._grid = grid
         self._training = training
         self._deadline = deadline
+        self._silence = silence
         self._group_id = group_id
         self._arrived = arrived
         self.bytes_down = 0
@@ -60,8 +66,9 @@ class Exchange:
         from the grid one by one, and looked for more often where many bytes arrive, so that no more of them
         wait here than AT_ONCE where they come evenly.
         """
-        began = looked = time.monotonic()
-        deadline = self._deadline + (self._training if stage == MASKED else 0.0)
+        began = looked = heard = time.monotonic()
+        training = self._training if stage == MASKED else 0.0
+        deadline = self._deadline + training
         waiting = set(self._grid.push_messages(self._messages(stage, payloads, deadline)))
         self.bytes_down += sum(len(payload) for payload in payloads.values())
         replies: dict[int, bytes] = {}
@@ -72,12 +79,14 @@ class Exchange:
             for message in self._grid.pull_messages(frozenset(waiting)):
                 waiting.discard(message.metadata.reply_to_message_id)
                 self._hear(stage, message, unheard, keep)
+                heard = time.monotonic()
             now = time.monotonic()
             elapsed, between, looked = now - began, now - looked, now
-            if not waiting or elapsed >= deadline:
+            left = min(deadline - elapsed, self._silence + training - (now - heard))
+            if not waiting or left <= 0:
                 break
             # A twentieth of the time waited: quick exchanges are not held up, slow ones cost few looks.
-            pause = min(elapsed / 20, LONGEST_SLEEP, deadline - elapsed)
+            pause = min(elapsed / 20, LONGEST_SLEEP, left)
             time.sleep(min(pause, between * AT_ONCE / max(self.bytes_up - before, 1)))
         return {node: replies[node] for node in payloads if node in replies}
 
@@ -105,3 +114,23 @@ class Exchange:
         unheard.remove(node)
         self._arrived(stage, node, payload)
         keep(node, payload)
+
+
+def exchange_of(
+    federation: FederationConfig,
+    grid: Grid,
+    group_id: str,
+    arrived: Arrived = lambda stage, node, payload: None,
+    *,
+    in_turn: bool,
+    silence: float = math.inf,
+) -> Exchange:
+    """An exchange with a run's devices, by its deadlines.
+
+    in_turn: whether one machine serves all of them, one after the other (`ServerRun.in_turn`). silence:
+    seconds without any answer after which it ends, where that is sooner.
+    """
+    deadline = federation.deadline_seconds
+    if in_turn:
+        deadline, silence = LONGEST, min(silence, deadline)
+    return Exchange(grid, deadline, group_id, arrived, training=federation.training_seconds, silence=silence)

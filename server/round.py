@@ -35,7 +35,7 @@ from penchant.common.wording import ranges
 from penchant.server.attempt_log import AttemptLog
 from penchant.server.availability import Availability, Ready
 from penchant.server.cohort import next_cohort, sample_cohort
-from penchant.server.exchange import Exchange
+from penchant.server.exchange import exchange_of
 from penchant.server.journal import RoundLog
 from penchant.server.noise_terms import figures_of
 from penchant.server.opened_sum import Opened, moved, read_sums
@@ -122,8 +122,8 @@ def _attempt(
     """One attempt of a round, with the devices of `cohort` (node -> member), starting from `shared`."""
     began = time.monotonic()
     announce = _announce(run, task, attempt, shared)
-    seconds, training = run.config.federation.deadline_seconds, run.config.federation.training_seconds
-    wire = Exchange(grid, seconds, f"{task.number}.{attempt}", attempt_log.arrived, training=training)
+    place = f"{task.number}.{attempt}"
+    wire = exchange_of(run.config.federation, grid, place, attempt_log.arrived, in_turn=run.in_turn)
 
     def exchange(
         stage: str, payloads: Mapping[int, bytes], take: Take | None = None, /

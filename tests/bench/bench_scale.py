@@ -30,7 +30,7 @@ from penchant.common.config import RunConfig
 from penchant.deploy import run_directory
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import prepare
-from penchant.server.journal import Journal
+from penchant.server.journal import Journal, RoundLog
 
 MB = 1e6
 COLUMNS = (
@@ -84,6 +84,9 @@ def measured(people: int, asked: argparse.Namespace) -> dict[str, float]:
         result = simulate(world, directory)
         seconds = time.perf_counter() - began
         agents = sizes(directory / "agents")
+        closed = _closing(directory)
+        if closed.survivors < len(world.federation.people):
+            raise SystemExit(f"only {closed.survivors:,} people were in the closing round")
         return {
             "people": len(world.federation.people),
             "cohort": world.cohort,
@@ -92,7 +95,7 @@ def measured(people: int, asked: argparse.Namespace) -> dict[str, float]:
             "agents MB": agents / MB,
             "kB an agent": agents / len(world.federation.people) / 1e3,
             "round s": result.rounds_log[0].seconds or math.nan,
-            "close s": _closing_seconds(directory),
+            "close s": closed.seconds,
             "all s": seconds,
         }
 
@@ -102,14 +105,14 @@ def sizes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _closing_seconds(directory: Path) -> float:
-    """Seconds of the round over everybody."""
+def _closing(directory: Path) -> RoundLog:
+    """The log of the round over everybody."""
     journal = Journal(directory)
     last = journal.logs()[-1]
     journal.close()
     if last.phase != "close":
         raise SystemExit(f"the last round of {directory} is not the closing one")
-    return last.seconds
+    return last
 
 
 def _settings(folder: Path, people: int, jester: Path | None, base: str) -> dict[str, Any]:

@@ -169,6 +169,47 @@ def test_if_the_server_dies_while_it_waits_what_arrived_has_been_heard_of(clock:
     assert heard == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("at", "there", "ends"),
+    [
+        ({1: 40, 2: 80, 3: 120}, {1, 2, 3}, 120),
+        ({1: 40, 2: 95, 3: 100}, {1}, 90),
+        ({1: 60, 2: 60, 3: 60}, set(), 50),
+    ],
+)
+def test_it_ends_when_no_answer_has_come_for_as_long_as_silence_says(
+    clock: FakeClock, at: dict[int, float], there: set[int], ends: float
+) -> None:
+    """A deadline that counts from the last answer is one for each device, however many there are."""
+
+    def in_turn(node: int, stage: str, payload: bytes) -> Late:
+        return Late(at[node], payload)
+
+    began = clock.now
+    wire = exchange(FakeGrid(in_turn, clock=clock), deadline=1000.0, silence=50.0)
+    assert set(wire("keys", ASK)) == there
+    assert ends - 0.1 <= clock.now - began <= ends + LONGEST_SLEEP
+
+
+def test_an_error_is_an_answer_as_well(clock: FakeClock) -> None:
+    """It says that the next one's turn has come."""
+
+    def in_turn(node: int, stage: str, payload: bytes) -> Late:
+        return Late(40.0 * node, Error(2, "a device that failed") if node < 3 else payload)
+
+    wire = exchange(FakeGrid(in_turn, clock=clock), deadline=1000.0, silence=50.0)
+    assert wire("keys", ASK) == {3: b"three"}
+
+
+def test_devices_have_their_training_beside_the_silence(clock: FakeClock) -> None:
+    def slow(node: int, stage: str, payload: bytes) -> Late:
+        return Late(75.0, payload)
+
+    wire = exchange(FakeGrid(slow, clock=clock), deadline=1000.0, silence=50.0, training=30.0)
+    assert set(wire("masked", ASK)) == {1, 2, 3}
+    assert wire("confirm", ASK) == {}
+
+
 @pytest.mark.parametrize("deadline", [0.1, 10.0, 600.0])
 def test_the_deadline_is_kept(clock: FakeClock, deadline: float) -> None:
     def only_one(node: int, stage: str, payload: bytes) -> bytes | None:

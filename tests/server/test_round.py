@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.fake_grid import FakeClock, FakeGrid
+from support.fake_grid import FakeClock, FakeGrid, Late
 
 from penchant.common.config import Plan, RunConfig
 from penchant.common.errors import JournalError, NotUnmasked, RoundFailed, TooFewDevices, TooManyDropouts
@@ -483,6 +483,40 @@ def test_a_node_that_hangs_does_not_hold_up_a_greeting_for_a_whole_deadline(
     began = clock.now
     Availability(scene.run, scene.grid).poll()
     assert clock.now - began < 61
+
+
+def in_turn(scene: World, seconds: float) -> None:
+    """One machine serves all devices, so many seconds each, one after the other."""
+    honest, clock = scene.grid.answer, scene.grid.clock
+    free = clock.now
+
+    def answer(node: int, stage: str, payload: bytes) -> Late:
+        nonlocal free
+        free = max(free, clock.now) + seconds
+        return Late(free - clock.now, honest(node, stage, payload) or b"")
+
+    scene.grid.answer = answer
+
+
+def test_where_devices_are_served_in_turn_nobody_is_lost_because_there_are_many(
+    world: Callable[..., World],
+) -> None:
+    """Each takes .8 of the one second that a device has: nine of them take seven seconds in every exchange,
+    the greeting's minute included."""
+    scene = world(9, federation__cohort=3)
+    in_turn(scene, 0.8)
+    scene.run = replace(scene.run, in_turn=True)
+    scene.federate()
+    assert [len(members) for _, _, members in scene.adding.asked] == [3, 3, 9]
+    assert all(log.survivors == log.cohort for log in scene.journal.logs())
+    assert scene.devices[9].told[-1] == ((1, 1), (2, 1), (3, 1))
+
+
+def test_elsewhere_a_deadline_is_one_for_all(world: Callable[..., World]) -> None:
+    scene = world(9, federation__cohort=3, federation__attempts=1)
+    in_turn(scene, 0.8)
+    with pytest.raises(TooFewDevices, match="needs 3 devices but 1 are ready"):
+        scene.federate()
 
 
 # --- attempts that fail ---------------------------------------------------------------------------
