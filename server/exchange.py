@@ -122,15 +122,15 @@ def exchange_of(
     group_id: str,
     arrived: Arrived = lambda stage, node, payload: None,
     *,
-    in_turn: bool,
+    in_turn: int,
     silence: float = math.inf,
 ) -> Exchange:
     """An exchange with a run's devices, by its deadlines.
 
-    in_turn: whether one machine serves all of them, one after the other (`ServerRun.in_turn`). silence:
-    seconds without any answer after which it ends, where that is sooner.
+    in_turn: how many one machine serves at a time, as of `ServerRun.in_turn`. silence: seconds without any
+    answer after which it ends, where that is sooner.
     """
-    deadline = federation.deadline_seconds
+    deadline, training = federation.deadline_seconds, federation.training_seconds
     if in_turn:
-        deadline, silence = LONGEST, min(silence, deadline)
-    return Exchange(grid, deadline, group_id, arrived, training=federation.training_seconds, silence=silence)
+        deadline, training, silence = LONGEST, training * in_turn, min(silence, deadline * in_turn)
+    return Exchange(grid, deadline, group_id, arrived, training=training, silence=silence)

@@ -44,8 +44,9 @@ class ServerRun:
         waits: called with what a round waits for whenever that changes, and with None once it begins.
         start: the shared factors that the run begins with, where they are not the common start.
         patience: seconds that a round waits for its cohort to be there, before it fails.
-        in_turn: whether one machine serves all devices, one after the other. How long all of them take says
-            nothing of any of them there: deadlines count from the last answer.
+        in_turn: how many devices one machine serves at a time, where it serves all of them in turn; 0 where
+            each has a machine of its own. How long all of them take says nothing of any of them in turn:
+            deadlines count from the last answer, one for each of those that answer together.
         belongs: says whether a member is on the list.
         members: the list's length; None where there is no list.
         manifest: what the run may ask, signed by the authority; devices take part in no run without one.
@@ -65,7 +66,7 @@ class ServerRun:
     waits: Callable[[Waiting | None], None] = field(default=lambda waiting: None)
     start: Vector | None = field(default=None, repr=False)
     patience: float = 0.0
-    in_turn: bool = False
+    in_turn: int = 0
     belongs: Callable[[int], bool] = field(default=lambda member: True)
     members: int | None = None
     manifest: bytes = b""

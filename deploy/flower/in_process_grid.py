@@ -127,7 +127,7 @@ class InProcessGrid(Grid):
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="client")
         self._workers = workers
         self._waiting: deque[tuple[Message, Future[bytes]]] = deque()  # what nobody has begun to serve
-        self._pending: dict[str, Future[bytes]] = {}
+        self._pending: dict[str, tuple[str, Future[bytes]]] = {}  # id -> group of the message, its reply
         self._answered: dict[str, None] = {}  # ids of `_pending` whose replies are there, in their order
         self._lock = threading.Lock()
         self._contexts = contexts(self._run.run_id, clients, run_config)
@@ -171,6 +171,9 @@ class InProcessGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; the ids answer to `pull_messages`.
 
+        What is left of other groups is dropped: whoever sent it has stopped waiting, for there is one server,
+        which asks one thing at a time. Served first, it would cost the time that the new ones have.
+
         Serving begins once all are queued: threads that serve would hold up each further message for as long
         as they keep the interpreter's lock, and a hundred thousand messages for minutes.
         """
@@ -179,7 +182,9 @@ class InProcessGrid(Grid):
             message.metadata.__dict__["_message_id"] = secrets.token_hex(16)
             queued.append((message, Future()))
         with self._lock:
-            self._pending.update((message.metadata.message_id, reply) for message, reply in queued)
+            self._drop_others({message.metadata.group_id for message, _ in queued})
+            for message, reply in queued:
+                self._pending[message.metadata.message_id] = (message.metadata.group_id, reply)
             self._waiting.extend(queued)
         for _ in range(min(self._workers, len(queued))):
             self._pool.submit(self._serve_waiting)
@@ -212,7 +217,7 @@ class InProcessGrid(Grid):
         end = None if timeout is None else time.monotonic() + timeout
         for identifier in ids:
             with self._lock:
-                reply = self._pending.get(identifier)
+                _, reply = self._pending.get(identifier, ("", None))
             if reply is None:
                 continue
             try:
@@ -250,10 +255,20 @@ class InProcessGrid(Grid):
             self._forget(message.metadata.message_id)
         reply.cancel()
 
+    def _drop_others(self, groups: Set[str]) -> None:
+        """Forget messages and replies of all groups but these; the lock is held."""
+        left = [identifier for identifier, (group, _) in self._pending.items() if group not in groups]
+        for identifier in left:
+            reply = self._forget(identifier)
+            if reply is not None:
+                reply.cancel()  # who serves finds it so, and passes on to the next
+        if left:
+            self._waiting = deque(one for one in self._waiting if not one[1].cancelled())
+
     def _forget(self, identifier: str) -> Future[bytes] | None:
         """Take a reply out of those that are waited for; the lock is held."""
         self._answered.pop(identifier, None)
-        return self._pending.pop(identifier, None)
+        return self._pending.pop(identifier, ("", None))[1]
 
     def _serve(self, pushed: Message) -> bytes:
         """The reply as it travels. What was pushed is serialised now, so that what all are told is not copied

@@ -77,6 +77,11 @@ class GatheredWork:
         self._turns = _Turns()
         self.groups: list[int] = []  # how many people each had that was trained so far
 
+    @property
+    def most(self) -> int:
+        """How many people a group has at the most."""
+        return self._asked or max(MOST_ON_CPU, MOST_ON_GPU)
+
     def place(self, number: int) -> Workplace:
         """The workplace of one device, by its place in the run."""
         return _Seat(self, number)

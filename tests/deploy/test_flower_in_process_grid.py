@@ -272,6 +272,30 @@ def test_a_look_costs_as_many_steps_as_there_are_replies(made: Make) -> None:
         let_go.set()
 
 
+def test_what_an_exchange_left_behind_is_neither_kept_nor_served_before_the_next(made: Make) -> None:
+    """One of three hangs: the others' messages are nobody's any more, and so is its late reply."""
+    served: list[bytes] = []
+    let_go = threading.Event()
+
+    def answer(index: int, stage: str, payload: bytes) -> bytes:
+        served.append(payload)
+        if payload == b"first" and index == 0:
+            let_go.wait(30)
+        return payload
+
+    grid = made(answering(answer), clients=3, workers=1)
+    nodes = (1000, 1001, 1002)
+    try:
+        assert Exchange(grid, 0.3, "1.1")("keys", dict.fromkeys(nodes, b"first")) == {}
+        threading.Timer(0.3, let_go.set).start()
+        again = Exchange(grid, 20.0, "1.2")("keys", dict.fromkeys(nodes, b"second"))
+    finally:
+        let_go.set()
+    assert again == dict.fromkeys(nodes, b"second")
+    assert served == [b"first", b"second", b"second", b"second"]
+    assert (grid._pending, grid._answered, list(grid._waiting)) == ({}, {}, [])
+
+
 def test_who_is_too_slow_is_absent_and_keeps_nobody_waiting(made: Make) -> None:
     gate = threading.Event()
 

@@ -505,11 +505,20 @@ def test_where_devices_are_served_in_turn_nobody_is_lost_because_there_are_many(
     the greeting's minute included."""
     scene = world(9, federation__cohort=3)
     in_turn(scene, 0.8)
-    scene.run = replace(scene.run, in_turn=True)
+    scene.run = replace(scene.run, in_turn=1)
     scene.federate()
     assert [len(members) for _, _, members in scene.adding.asked] == [3, 3, 9]
     assert all(log.survivors == log.cohort for log in scene.journal.logs())
     assert scene.devices[9].told[-1] == ((1, 1), (2, 1), (3, 1))
+
+
+def test_those_who_answer_together_have_a_deadline_each(world: Callable[..., World]) -> None:
+    """Three are trained in one computation of two seconds and a half."""
+    scene = world(9, federation__cohort=3)
+    in_turn(scene, 2.5)
+    scene.run = replace(scene.run, in_turn=3)
+    scene.federate()
+    assert [log.survivors for log in scene.journal.logs()] == [3, 3, 9]
 
 
 def test_elsewhere_a_deadline_is_one_for_all(world: Callable[..., World]) -> None:
