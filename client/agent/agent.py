@@ -123,6 +123,8 @@ class Agent:
             injects another than `entropy`.
         keep_model: keeps the shared factors beside the personal part, so that the owner can rank offline, and
             counts what leaves by name and bytes.
+        one_copy: gives one object for all equal factors: a simulation's agents, with attempts open at the
+            same time in one process, keep once what was announced to all.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Agent:
         pace: Pace | None = None,
         noise: Callable[[Announce], Entropy] | None = None,
         keep_model: bool = False,
+        one_copy: Callable[[bytes], bytes] = lambda factors: factors,
     ) -> None:
         self._vault = vault
         self._owner = owner
@@ -154,6 +157,7 @@ class Agent:
         self._role: tuple[Membership, SecAggPolicy, Role] | None = None
         self._clock = clock
         self._keep_model = keep_model
+        self._one_copy = one_copy
         self._ahead = ahead
         self._pace = pace
         self._noise = noise or (lambda announce: entropy)
@@ -358,7 +362,7 @@ class Agent:
         plan, policy = self._allowed(announce)
         trusted, now = self._membership.authority, self._clock()
         count = admit(announce, plan, policy, self._vault.ledger, trusted, now, self._verify)
-        return announce, plan, policy, count
+        return replace(announce, factors=self._one_copy(announce.factors)), plan, policy, count
 
     def _allowed(self, announce: Announce) -> tuple[Plan, OwnerPolicy]:
         """The announced plan, and the owner's policy as it is now, which allows it."""

@@ -423,12 +423,13 @@ def _span(hours: str) -> tuple[time, time]:
 def checked_factors(data: bytes, size: int, largest: float) -> Vector:
     """The announced factors, float32 [size]; AgreementError unless they are that many, finite and bounded.
 
-    Checked before anything else is done with them (docs/threat-model.md#attack-defence-test).
+    They lie in `data`, and can't be written. Checked before anything else is done with them
+    (docs/threat-model.md#attack-defence-test).
     """
     if len(data) != 4 * size:
         raise AgreementError(
             f"the announced factors have {len(data)} bytes, expected {size} numbers of 4 bytes"
         )
-    factors = np.frombuffer(data, dtype="<f4").astype(np.float32)
+    factors = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
     announced.check(factors, largest)
     return factors

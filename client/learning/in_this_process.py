@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from penchant.client.learning.local_round import work
 from penchant.client.learning.model_cache import ModelCache
@@ -11,7 +10,6 @@ from penchant.client.learning.outcome import Outcome
 from penchant.client.learning.workplace import Job, LoadedModel
 from penchant.common.config import Plan
 from penchant.common.errors import BaseModelError
-from penchant.common.model import announced
 
 __all__ = ["InThisProcess"]
 
@@ -27,8 +25,7 @@ class InThisProcess:
         """As `Workplace.load`."""
         planned = self._model_cache.of(plan)
         signature, norms = planned.model_signature, planned.model.weight_norms
-        start = partial(announced.drawn_start, plan, planned.split)
-        return LoadedModel(signature.digest, planned.split, norms, start)
+        return LoadedModel(signature.digest, planned.split, norms, lambda: planned.drawn_start)
 
     def expect(self, job: Callable[[], Job]) -> None:
         """As `Workplace.expect`: each job is done when it is asked for."""

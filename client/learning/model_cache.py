@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,15 @@ class PlannedModel:
 
     def parts(self, factors: Vector) -> tuple[Vector, Vector]:
         """(shared, common start of the personal part) from announced factors."""
-        return announced.parts(
-            self.plan, self.split, factors, partial(announced.drawn_start, self.plan, self.split)
-        )
+        return announced.parts(self.plan, self.split, factors, lambda: self.drawn_start)
+
+    @cached_property
+    def drawn_start(self) -> Vector:
+        """The common start of the personal part, as `announced.drawn_start`: one array for all, which can't
+        be written."""
+        start = announced.drawn_start(self.plan, self.split)
+        start.flags.writeable = False
+        return start
 
     def trainer(self, start: Vector) -> LocalTrainer:
         """A trainer that pulls towards `start`, if the plan asks for it."""

@@ -41,6 +41,7 @@ __all__ = [
     "Piece",
     "RowPacking",
     "row_under_way",
+    "window_of",
 ]
 
 _BATCH_TEXTS = 32
@@ -320,6 +321,13 @@ class PackedRow:
         return None if places is None else self.token[places]
 
 
+def window_of(module: Any) -> int | None:
+    """How many tokens away the attention of some block reaches, where a base model says that it does not
+    reach all."""
+    windows = (getattr(module.config, name, None) for name in _WINDOWS)
+    return min((one for one in windows if isinstance(one, int)), default=None)
+
+
 class RowPacking:
     """Texts in rows. pieces: attention by pieces, else under a mask.
 
@@ -330,9 +338,8 @@ class RowPacking:
 
     def __init__(self, network: AdaptedNetwork, *, pieces: bool) -> None:
         settings: Any = network.module.config
-        windows = [value for name in _WINDOWS if isinstance(value := getattr(settings, name, None), int)]
-        if windows and min(windows) < network.max_tokens:
-            raise TypeError(f"texts of {network.max_tokens} tokens reach beyond a window of {min(windows)}")
+        if (window := window_of(network.module)) is not None and window < network.max_tokens:
+            raise TypeError(f"texts of {network.max_tokens} tokens reach beyond a window of {window}")
         if (turns := _turning_length(network)) < network.max_tokens:
             raise TypeError(f"texts of more than {turns} tokens are read in another way")
         if pieces and getattr(settings, "_attn_implementation", None) != "sdpa":
@@ -340,7 +347,8 @@ class RowPacking:
         if not pieces and not network.causal:
             raise TypeError("without a causal order nothing is shared, and a mask spares nothing")
         table = int(getattr(settings, "max_position_embeddings", 0) or _BATCH_TOKENS)
-        self.most_tokens = min(_BATCH_TOKENS, table, *windows)  # tables and windows may go by places in a row
+        # Tables and windows may go by places in a row.
+        self.most_tokens = min(_BATCH_TOKENS, table, _BATCH_TOKENS if window is None else window)
         self._network = network
         self.by_pieces = pieces
         self.name = "pieces" if pieces else "mask"

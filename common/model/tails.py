@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from penchant.common.errors import BaseModelError, ConfigError
-from penchant.common.model.batches import Batch, Batches, Packing, Padded, RowPacking
+from penchant.common.model.batches import Batch, Batches, Packing, Padded, RowPacking, window_of
 from penchant.common.model.factors import MergedWeights
 from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.modules import find_blocks
@@ -503,9 +503,23 @@ def choose_tail(network: AdaptedNetwork, probes: Sequence[Any]) -> Tail:
     inner = found._inner if isinstance(found, ResponseTail) else found
     if inner is None or isinstance(inner, FullTail):
         log.info("nothing of this base model can be computed ahead: every step runs all of it")
-    if network.causal and (found is None or isinstance(found.packing, Padded)):
-        log.info("this base model does not bear texts in one row: a prompt is read again with each response")
+    if found is None or isinstance(found.packing, Padded):
+        _tell_padded(network)
     return full if found is None else found
+
+
+def _tell_padded(network: AdaptedNetwork) -> None:
+    window = window_of(network.module)
+    if window is not None and window < network.max_tokens:
+        log.info(
+            "texts of up to %d tokens reach beyond this base model's window of %d: they are read padded, "
+            "and people are trained one by one; --max-tokens %d spares that",
+            network.max_tokens,
+            window,
+            window,
+        )
+    elif network.causal:
+        log.info("this base model does not bear texts in one row: a prompt is read again with each response")
 
 
 def _cheapest_first(network: AdaptedNetwork) -> Iterator[tuple[str, Callable[[], AnyTail]]]:

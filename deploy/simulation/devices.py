@@ -80,6 +80,21 @@ def personal_part(directory: Path, index: int, run: bytes) -> Vector | None:
     return None if kept is None else kept.vector
 
 
+class OneCopy:
+    """Gives the object that was seen last for all that are equal to it. Thread-safe: where two are seen in
+    turn, there are more copies, and nothing else."""
+
+    def __init__(self) -> None:
+        self._last = b""
+
+    def __call__(self, data: bytes) -> bytes:
+        last = self._last
+        if data == last:
+            return last
+        self._last = data
+        return data
+
+
 class SimulatedDevices:
     """All simulated devices of a run. Thread-safe; one message at a time for each agent."""
 
@@ -126,6 +141,7 @@ class SimulatedDevices:
         self._registry = threading.Lock()
         self._seed = b"penchant simulation" + config.seed.to_bytes(8, "big")
         self.signatures = SignatureCache()
+        self._one_copy = OneCopy()
         self.authority = Authority.create(SeededEntropy(self._seed, "authority"))
         self._certified = [self._certify(i) for i in range(len(self._people))]
         self.members = self.authority.publish(
@@ -270,6 +286,7 @@ class SimulatedDevices:
             noise=partial(_noise, secret),
             open_attempts=SealedAttempts(self._home(index), secret) if self._sealed else None,
             known_list=ListByDigest(vault, self._directory / LISTS),
+            one_copy=self._one_copy,
         )
 
 

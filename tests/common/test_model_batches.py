@@ -207,14 +207,20 @@ def test_what_lies_below_the_first_adapted_block_is_kept(tiny_model: Any, kind: 
     assert_same(fast, slow)
 
 
-def test_a_window_shorter_than_the_texts_keeps_them_apart(tmp_path: Path, caplog: Any) -> None:
-    """No tiny text would tell: it is seen from the model's settings."""
-    write_tiny_model("mistral", tmp_path, sliding_window=8)
+@pytest.mark.parametrize(
+    ("kind", "window"), [("mistral", {"sliding_window": 8}), ("modernbert", {"local_attention": 16})]
+)
+def test_a_window_shorter_than_the_texts_keeps_them_apart(
+    tmp_path: Path, caplog: Any, kind: str, window: dict[str, int]
+) -> None:
+    """No tiny text would tell: it is seen from the model's settings, and said with what spares it."""
+    write_tiny_model(kind, tmp_path, **window)
     with caplog.at_level("INFO"):
-        fast = model_of(tmp_path, "mistral")
+        fast = model_of(tmp_path, kind)
     assert packing(fast) == "padded"
-    assert "does not bear texts in one row" in caplog.text
-    assert_same(fast, model_of(tmp_path, "mistral", full=True))
+    assert "this base model's window of 8: they are read padded" in caplog.text
+    assert "--max-tokens 8 spares that" in caplog.text
+    assert_same(fast, model_of(tmp_path, kind, full=True))
 
 
 def test_an_attention_that_mixes_what_it_should_not_is_found_out(

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import gc
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from support.tastes import small_run, write_choices
+from support.tiny_models import write_tiny_model
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Federation, Person, Preference
 from penchant.common.errors import DeviceError
 from penchant.common.membership.identity import Member
+from penchant.common.secagg.stages import KEYS
+from penchant.common.wire.codec import decode, encode
+from penchant.common.wire.messages import Entry
+from penchant.deploy import run_directory
 from penchant.deploy.simulation.devices import LISTS, SimulatedDevices
+from penchant.deploy.simulation.world import open_run, prepare
+from penchant.server.journal_reader import open_journal
+from penchant.server.round import _announce, _shared
 
 PARTS = tuple((Preference(part, "a motion", "a table"),) for part in ("train", "validation", "test"))
 LISTED = 44  # bytes of one member in an encoded list, and what is left of its length's
@@ -62,3 +74,26 @@ def test_agents_that_come_back_hold_the_one_list_too(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DeviceError, match="put it back"):
         fleet(tmp_path, 20)
+
+
+def test_what_was_announced_to_all_is_in_memory_once(tmp_path: Path) -> None:
+    """In the closing round everybody's attempt is open at the same time."""
+    write_tiny_model("bert", tmp_path / "tiny")
+    write_choices(tmp_path / "choices.jsonl", [10] * 4)
+    config = RunConfig().changed(small_run(tmp_path / "tiny", tmp_path / "choices.jsonl", 4, 1))
+    world = prepare(config)
+    run_directory.create(tmp_path / "run", config)
+    with closing(open_journal(tmp_path / "run")) as journal:
+        devices = SimulatedDevices(config, tmp_path / "run", world.federation, world.model_cache, 4)
+        run = open_run(world, journal, devices)
+        task = run.task(run.last, 4)
+        payload = encode(_announce(run, task, 1, _shared(run, task)))
+        tasks: list[Any] = []
+        for index in range(4):
+            decode(devices.agent(index).answer(KEYS, bytes(bytearray(payload))), Entry)
+            tasks.append(devices.agent(index)._task)
+    assert len({id(one.announce.factors) for one in tasks}) == 1
+    assert all(np.shares_memory(one.shared, tasks[0].shared) for one in tasks)
+    assert len({id(one.start) for one in tasks}) == 1
+    assert not tasks[0].shared.flags.writeable
+    assert not tasks[0].start.flags.writeable
