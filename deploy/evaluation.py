@@ -16,7 +16,7 @@ from penchant.client.learning.merged_model import MergedModel
 from penchant.common.data.importers.reading import read_choices
 from penchant.common.data.preferences import Preference, comparison_of, without_ties
 from penchant.common.data.row_files import BadRows, RowLog
-from penchant.common.data.trl_format import Labelled, column_names
+from penchant.common.data.trl_format import AskedColumns, Labelled, column_names
 from penchant.common.errors import DataError, UsageError
 from penchant.common.model.strengths import weights_of
 from penchant.common.wording import counted
@@ -177,7 +177,7 @@ def evaluate(
         DataError: there is nothing to read, all of it are ties, or a row can't be used.
     """
     log = RowLog(bad_rows)
-    found = read_choices(source, log, person_column=by, columns=column_names(tuple(columns)))
+    found = read_choices(source, log, asked=AskedColumns(by or ""), columns=column_names(tuple(columns)))
     report = log.finish(source)
     notes = [*found.notes, *([report.summary()] if report.bad else [])]
     scored: dict[int, PairScore] = {}
