@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import Any
 
 from penchant.client.learning.merged_model import MergedModel
 from penchant.common.data.importers.reading import read_choices
-from penchant.common.data.preferences import Preference, comparison_of, without_ties
+from penchant.common.data.preferences import Preference, comparison_of
 from penchant.common.data.row_files import BadRows, RowLog
-from penchant.common.data.trl_format import Labelled, column_names
+from penchant.common.data.trl_format import AskedColumns, Labelled, column_names
 from penchant.common.errors import DataError, UsageError
 from penchant.common.model.strengths import weights_of
 from penchant.common.wording import counted
 
 __all__ = ["Evaluation", "GroupAccuracy", "Models", "PairScore", "evaluate", "write_scores"]
 
+Comparison = tuple[str, frozenset[str]]
 NOBODY = "(nobody)"
 """The group of pairs that don't say whose they are."""
 
@@ -31,8 +32,8 @@ NOBODY = "(nobody)"
 class PairScore:
     """What a model made of one pair: the scores of the response that was chosen and of the other one.
 
-    group: whose pair it is, or of what kind; own: scored by the model of that person; weight: what the choice
-    counts by its strength, among those of its group.
+    group: whose pair it is, or of what kind; own: scored by its person's own model; weight: what the choice
+    counts by its strength, among its person's.
     """
 
     group: str
@@ -55,13 +56,19 @@ class PairScore:
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """The pairs of one person or kind: how many, how many are ranked right, how many have equal scores."""
+    """The pairs of one person or kind: how many, how many are ranked right, how many have equal scores, and
+    how many were scored by their person's own model."""
 
     group: str
-    own: bool
     pairs: int
     correct: int
     tied: int
+    own_pairs: int
+
+    @property
+    def own(self) -> bool:
+        """Whether all pairs were scored by their person's own model."""
+        return self.own_pairs == self.pairs
 
     @property
     def accuracy(self) -> float:
@@ -101,14 +108,18 @@ class Evaluation:
     @cached_property
     def groups(self) -> tuple[GroupAccuracy, ...]:
         """Every person or kind, in the order in which they were met."""
-        found: dict[tuple[str, bool], list[PairScore]] = {}
+        found: dict[str, list[PairScore]] = {}
         for pair in self.pairs:
-            found.setdefault((pair.group, pair.own), []).append(pair)
+            found.setdefault(pair.group, []).append(pair)
         return tuple(
             GroupAccuracy(
-                group, own, len(some), sum(p.correct for p in some), sum(p.chosen == p.rejected for p in some)
+                group,
+                pairs=len(some),
+                correct=sum(p.correct for p in some),
+                tied=sum(p.chosen == p.rejected for p in some),
+                own_pairs=sum(p.own for p in some),
             )
-            for (group, own), some in found.items()
+            for group, some in found.items()
         )
 
     @property
@@ -135,7 +146,14 @@ class Evaluation:
             "tied": self.tied,
             "ties": self.ties,
             "groups": [
-                {"group": g.group, "own": g.own, "pairs": g.pairs, "accuracy": g.accuracy, "tied": g.tied}
+                {
+                    "group": g.group,
+                    "own": g.own,
+                    "own_pairs": g.own_pairs,
+                    "pairs": g.pairs,
+                    "accuracy": g.accuracy,
+                    "tied": g.tied,
+                }
                 for g in self.groups
             ],
             "notes": list(self.notes),
@@ -149,11 +167,15 @@ class Models:
     everybody: scores the pairs of whom `own` knows nothing.
     own: a person -> their own model, or None.
     trained_on: a person -> what was compared in their training, whichever won.
+    all_trained_on: what was compared in anybody's training; what `everybody` comes from.
+    person_column: the column that names the people of `own`, where a file has it; a usual one if empty.
     """
 
     everybody: MergedModel
     own: Callable[[str], MergedModel | None] = lambda person: None
-    trained_on: Callable[[str], Collection[tuple[str, frozenset[str]]]] = lambda person: ()
+    trained_on: Callable[[str], Collection[Comparison]] = lambda person: ()
+    all_trained_on: Callable[[], Collection[Comparison]] = lambda: ()
+    person_column: str = ""
 
 
 def evaluate(
@@ -169,7 +191,9 @@ def evaluate(
     Args:
         source: the file or folder; which part of a data set a row says that it is for makes no difference.
         models: who scores whose pairs.
-        by: the column that says whose a pair is, or of what kind; person, worker or user_id if None.
+        by: the column that says of what kind a pair is, by which pairs are grouped; else they are grouped by
+            person. Where nothing else names people (`Models.person_column`, person, worker or user_id, or a
+            program's own way), this column says whose a pair is as well.
         columns: other names of columns, as ``prompt=question``.
         bad_rows: whether rows that can't be used are refused, or skipped and named in the notes.
 
@@ -177,32 +201,26 @@ def evaluate(
         DataError: there is nothing to read, all of it are ties, or a row can't be used.
     """
     log = RowLog(bad_rows)
-    found = read_choices(source, log, person_column=by, columns=column_names(tuple(columns)))
+    asked = AskedColumns(kind=by or "", familiar=models.person_column)
+    found = read_choices(source, log, asked=asked, columns=column_names(tuple(columns)))
     report = log.finish(source)
     notes = [*found.notes, *([report.summary()] if report.bad else [])]
+    notes += models.everybody.unread([row.preference for row in found.labelled])
     scored: dict[int, PairScore] = {}
     tied: list[PairScore] = []
-    seen = 0
     for person, places in _by_person(found.labelled).items():
-        pairs = [found.labelled[place].preference for place in places]
         own = None if person is None else models.own(person)
-        if person is not None and own is not None:
-            seen += _met(without_ties(pairs), models.trained_on(person))
-        scores = (own or models.everybody).both_scores(pairs)
-        group = NOBODY if person is None else person
-        weights = weights_of(pairs)
-        each = [1.0] * len(pairs) if weights is None else weights.tolist()
-        for place, pair, weight, (chosen, rejected) in zip(places, pairs, each, scores, strict=True):
-            score = PairScore(group, own is not None, chosen, rejected, weight)
-            if pair.tie:
-                tied.append(score)
+        rows = [found.labelled[place] for place in places]
+        for place, row, score in zip(places, rows, _scores(rows, own or models.everybody), strict=True):
+            group = row.person if by is None else row.kind
+            judged = PairScore(NOBODY if group is None else group, own is not None, *score)
+            if row.preference.tie:
+                tied.append(judged)
             else:
-                scored[place] = score
+                scored[place] = judged
     if not scored:
         raise DataError(f"{source} holds ties alone; give choices of one response, which can be ranked right")
-    if seen:
-        compare = "compares" if seen == 1 else "compare"
-        notes.append(f"{counted(seen, 'pair')} {compare} what their person's model was trained on")
+    notes += _trained_on(found.labelled, scored, models)
     if tied:
         apart, choices_apart = _apart(tied), _apart(scored.values())
         notes.append(
@@ -257,5 +275,33 @@ def _by_person(labelled: Sequence[Labelled]) -> dict[str | None, list[int]]:
     return places
 
 
-def _met(pairs: Sequence[Preference], trained: Collection[tuple[str, frozenset[str]]]) -> int:
+def _scores(rows: Sequence[Labelled], model: MergedModel) -> Iterator[tuple[float, float, float]]:
+    """Of each pair of one person: the scores of the two responses, and its weight among the person's."""
+    pairs = [row.preference for row in rows]
+    weights = weights_of(pairs)
+    each = [1.0] * len(pairs) if weights is None else weights.tolist()
+    for weight, (chosen, rejected) in zip(each, model.both_scores(pairs), strict=True):
+        yield chosen, rejected, weight
+
+
+def _trained_on(labelled: Sequence[Labelled], scored: Mapping[int, PairScore], models: Models) -> list[str]:
+    """What must be said of choices that compare what the model that scored them was trained on."""
+    own: dict[str | None, list[Preference]] = {}
+    shared: list[Preference] = []
+    for place, score in scored.items():
+        row = labelled[place]
+        (own.setdefault(row.person, []) if score.own else shared).append(row.preference)
+    met = sum(_met(pairs, models.trained_on(person)) for person, pairs in own.items() if person is not None)
+    both = (
+        (met, "their person's model"),
+        (_met(shared, models.all_trained_on()) if shared else 0, "the shared model"),
+    )
+    return [
+        f"{counted(seen, 'pair')} {'compares' if seen == 1 else 'compare'} what {whose} was trained on"
+        for seen, whose in both
+        if seen
+    ]
+
+
+def _met(pairs: Sequence[Preference], trained: Collection[Comparison]) -> int:
     return sum(comparison_of(pair) in trained for pair in pairs)

@@ -10,6 +10,7 @@ import torch
 
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.data.preferences import Preference, without_ties
 from penchant.common.model.factors import MergedWeights, Vector
 from penchant.common.model.reward import Pair, RewardModel
 
@@ -48,6 +49,12 @@ class MergedModel:
         with torch.no_grad():
             found = self.model.scores(self.model.prepare_texts(texts), self.weights)
         return [float(score) for score in found]
+
+    def unread(self, pairs: Sequence[Preference]) -> list[str]:
+        """What must be said of texts that the model does not read to their end, of choices and of ties."""
+        tied = [(pair.prompt, text) for pair in pairs if pair.tie for text in (pair.chosen, pair.rejected)]
+        read = self.model.reading(without_ties(pairs), tied)
+        return read.said(self.model.max_tokens, self.settings.truncation)
 
     def both_scores(self, pairs: Sequence[Pair]) -> Iterator[tuple[float, float]]:
         """(score of the chosen, score of the rejected response) of each pair, in order."""

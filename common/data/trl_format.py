@@ -21,6 +21,10 @@ __all__ = [
     "TIE",
     "TOO_DEEP",
     "UNREAD_COLUMNS",
+    "USUAL_COLUMNS",
+    "AskedColumns",
+    "Label",
+    "LabelColumns",
     "Labelled",
     "Message",
     "collect_preferences",
@@ -254,11 +258,67 @@ def _is_conversation(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A preference, who has it, and which part of the data it belongs to; None where the data doesn't say."""
+    """A preference, who has it, which part of the data it belongs to, and of what kind it is; None where the
+    data don't say, or where nobody asked for kinds."""
 
     person: str | None
     preference: Preference
     part: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a row says beside its choice: whose it is, for which part of the data, of what kind."""
+
+    person: str | None = None
+    part: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelColumns:
+    """The columns that say so; empty, or False, where none does. A row without one of them is a bad one."""
+
+    person: str = ""
+    kind: str = ""
+    split: bool = False
+
+    def of(self, row: Mapping[str, Any]) -> Label:
+        """What a row says in them. DataError when it does not."""
+        return Label(
+            person_name(row, self.person) if self.person else None,
+            part_of(row) if self.split else None,
+            person_name(row, self.kind) if self.kind else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AskedColumns:
+    """What is asked of columns before any row is seen.
+
+    person: the column that names the person, in every row; empty for a usual one.
+    kind: the column that says of what kind a choice is, in every row; empty where nobody asks.
+    familiar: a column that names the person where the first row has it, before the usual ones.
+    """
+
+    person: str = ""
+    kind: str = ""
+    familiar: str = ""
+
+    def among(self, first: Mapping[str, Any], *, usual: bool = True) -> LabelColumns:
+        """The columns that a file is read by, as its first row has them.
+
+        usual: whether :data:`PERSON_FIELDS` name the person. Where none does, people are known by the kind
+        alone: choices of two kinds are then of two people.
+        """
+        fields = (self.familiar, *(PERSON_FIELDS if usual else ()))
+        person = self.person or next((name for name in fields if name and name in first), "")
+        return LabelColumns(person or (self.kind if usual else ""), self.kind, SPLIT in first)
+
+
+USUAL_COLUMNS = AskedColumns()
+"""Where nothing is asked for."""
 
 
 def read_preferences(
@@ -271,29 +331,26 @@ def read_preferences(
             :func:`collect_preferences`.
     """
     log = RowLog(bad_rows)
-    return collect_preferences(read_rows(path, log), log, person_column), log.finish(path)
+    asked = AskedColumns(person_column or "")
+    return collect_preferences(read_rows(path, log), log, asked), log.finish(path)
 
 
 def collect_preferences(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], log: RowLog, person_column: str | None = None
+    rows: Iterable[tuple[str, Mapping[str, Any]]], log: RowLog, asked: AskedColumns = USUAL_COLUMNS
 ) -> list[Labelled]:
     """Preferences from TRL rows; bad ones are rejected in ``log``.
 
-    Without ``person_column``, the first row decides which of :data:`PERSON_FIELDS` names the person;
+    Where nothing else is ``asked``, the first row decides which of :data:`PERSON_FIELDS` names the person;
     if it has none, nobody is named. It also decides whether rows say by :data:`SPLIT` which part they belong
     to. Once a column is decided on, a row without it is a bad one.
     """
     found: list[Labelled] = []
-    column, splits, decided = person_column, False, False
+    columns: LabelColumns | None = None
     for where, row in rows:
-        if not decided:
-            decided, splits = True, SPLIT in row
-            if column is None:
-                column = next((name for name in PERSON_FIELDS if name in row), None)
+        columns = columns or asked.among(row)
         try:
-            person = None if column is None else person_name(row, column)
-            part = part_of(row) if splits else None
-            found.append(Labelled(person, parse_preference(row), part))
+            label = columns.of(row)
+            found.append(Labelled(label.person, parse_preference(row), label.part, label.kind))
         except DataError as error:
             log.reject(where, error)
         except RecursionError:

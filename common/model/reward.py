@@ -132,6 +132,23 @@ class Reading:
     pairs: int
     alike: int
 
+    def said(self, max_tokens: int, truncation: str) -> list[str]:
+        """A sentence for each of the two that there is, without its full stop: for a model that reads so many
+        tokens, and cuts texts at that side."""
+        said = []
+        if self.cut:
+            said.append(
+                f"{self.cut} of {self.texts} texts are longer than the {max_tokens} tokens that are read "
+                f"(max_tokens) and were cut at the {truncation}"
+            )
+        if self.alike:
+            why = "after the cut both texts are" if self.cut else "both texts are"
+            said.append(
+                f"{self.alike} of {self.pairs} pairs can't be told apart: {why} the same to the model, and "
+                "such a pair counts as ranked wrong"
+            )
+        return said
+
 
 class RewardModel:
     """r(prompt, response) for any person's factors: head · embedding, or what another objective makes of the

@@ -88,7 +88,9 @@ class SimulationResult(RunResult):
 
         Args:
             source: a file or folder of choices in any format that `load_preferences` reads.
-            by: the column that says whose a pair is; person, worker or user_id if None.
+            by: the column that pairs are grouped by, such as RewardBench's "subset"; the person if None.
+                Where nothing else names people (the run's person column, or person, worker or user_id), this
+                column does.
 
         Raises:
             DataError: there is no pair that can be used.

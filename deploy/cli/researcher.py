@@ -218,7 +218,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="The column that says whose a pair is, or of what kind; else person, worker or user_id.",
+            help="Group pairs by this column, and not by person; where nothing else names people, by it.",
         ),
     ] = None,
     columns: Annotated[
@@ -236,6 +236,9 @@ def evaluate(
 
     Of a run, everybody's own model ranks the pairs of their own, and the shared model those of anybody else.
     """
+    from penchant.common.data.row_files import data_files
+
+    data_files(source)  # a wrong path is told before a model is loaded
     from penchant.deploy.cli.show_models import evaluate_and_show
 
     evaluate_and_show(

@@ -55,18 +55,24 @@ def evaluate_and_show(
     if as_json:
         say_json(found.to_dict())
     else:
-        _draw(found, models)
+        _draw(found, models, one=_is_exported(models))
+
+
+def _is_exported(directory: Path) -> bool:
+    """Whether it is one exported model, and no run."""
+    return (directory / SETTINGS_FILE).is_file()
 
 
 def _models(directory: Path) -> Models:
     """Of a run, or of one exported model."""
-    if (directory / SETTINGS_FILE).is_file():
+    if _is_exported(directory):
         return Models(load_exported(directory))
     finished(directory)
     return RunModels(directory).for_evaluation()
 
 
-def _draw(found: Evaluation, models: Path) -> None:
+def _draw(found: Evaluation, models: Path, *, one: bool) -> None:
+    """one: whether a single model scored everything."""
     console, errors = Drawing(), Drawing(stderr=True)
     for line in found.notes:
         errors.print(note(line))
@@ -76,7 +82,10 @@ def _draw(found: Evaluation, models: Path) -> None:
     groups = found.groups
     own = sum(pair.own for pair in found.pairs)
     table.add_row("pairs, and people or kinds", f"{len(found.pairs)}, {len(groups)}")
-    table.add_row("  scored by their person's own model", f"{own}")
+    if one:
+        table.add_row("  scored by this one model", f"{len(found.pairs)}")
+    else:
+        table.add_row("  scored by their person's own model", f"{own}")
     table.add_row("ranked right, of all pairs", percent(found.accuracy))
     table.add_row(
         "ranked right, mean over people or kinds", percent(found.mean_over_groups, error=found.standard_error)
@@ -86,19 +95,24 @@ def _draw(found: Evaluation, models: Path) -> None:
         table.add_row("equal scores, counted as wrong", f"{found.tied}")
     console.print(table)
     if len(groups) > 1:
-        console.print(_group_table(groups))
+        console.print(_group_table(groups, one=one))
 
 
-def _group_table(groups: Sequence[GroupAccuracy]) -> Table:
+def _group_table(groups: Sequence[GroupAccuracy], *, one: bool) -> Table:
     worst = sorted(groups, key=lambda group: group.accuracy)[:SHOWN]
     few = len(groups) <= SHOWN
     table = Table(title=None if few else f"the {SHOWN} ranked worst", title_justify="left")
-    for heading in ("whose, or of what kind", "model"):
+    for heading in ("whose, or of what kind", *(() if one else ("model",))):
         table.add_column(heading)
     for heading in ("pairs", "ranked right"):
         table.add_column(heading, justify="right")
     for group in groups if few else worst:
-        table.add_row(
-            one_line(group.group), "own" if group.own else "shared", f"{group.pairs}", percent(group.accuracy)
-        )
+        model = () if one else (_scored_by(group),)
+        table.add_row(one_line(group.group), *model, f"{group.pairs}", percent(group.accuracy))
     return table
+
+
+def _scored_by(group: GroupAccuracy) -> str:
+    if group.own:
+        return "own"
+    return "own and shared" if group.own_pairs else "shared"

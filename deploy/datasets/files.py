@@ -11,7 +11,7 @@ from penchant.common.data.importers.reading import Found, choices_of_rows, read_
 from penchant.common.data.preferences import Person, choice_of, without_ties
 from penchant.common.data.row_files import PARTS, RowLog
 from penchant.common.data.splits import OwnParts, Shortfall, Sizes, people_from_pairs, people_from_parts
-from penchant.common.data.trl_format import PERSON_FIELDS, Labelled
+from penchant.common.data.trl_format import PERSON_FIELDS, AskedColumns, Labelled
 from penchant.common.errors import DataError
 from penchant.deploy.datasets.loader import DataRequest, DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
@@ -52,12 +52,13 @@ def prepare(asked: DataRequest) -> Prepared:
 
 
 def _read(source: str, path: Path | None, log: RowLog, asked: DataRequest) -> Found:
-    column = asked.partition.column or None if asked.partition else asked.person_column
+    kind = asked.partition.column if asked.partition else ""
+    names = AskedColumns(person=asked.person_column or "", kind=kind)
     if path is not None:
-        return read_choices(path, log, person_column=column, columns=asked.columns)
+        return read_choices(path, log, asked=names, columns=asked.columns)
     hub_id, _, split = source.partition(":")
     rows = HubSource(hub_id, split=split or "train").rows(None, log)
-    return choices_of_rows(rows, log, person_column=column, columns=asked.columns)
+    return choices_of_rows(rows, log, asked=names, columns=asked.columns)
 
 
 def _local(source: str) -> Path | None:

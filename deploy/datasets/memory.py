@@ -13,6 +13,7 @@ from penchant.common.data.trl_format import (
     STRENGTH,
     STRENGTHS,
     TIE,
+    AskedColumns,
     collect_preferences,
     parse_preference,
 )
@@ -55,8 +56,8 @@ def federation_of(
     log = RowLog(bad_rows)
     if isinstance(source, Mapping) and person_column is not None:
         raise DataError("a mapping names its people itself; a person column is for tables and rows")
-    column = PERSON if isinstance(source, Mapping) else person_column
-    labelled = collect_preferences(_counted(_rows(source, log), log), log, column)
+    asked = AskedColumns(PERSON if isinstance(source, Mapping) else person_column or "")
+    labelled = collect_preferences(_counted(_rows(source, log), log), log, asked)
     report = log.finish(name)
     people, shortfalls, caveats = people_of(labelled, name, sizes, seed)
     tally = Tally()

@@ -97,9 +97,9 @@ class Partition:
     def _by_value(self, rows: Sequence[Labelled], parts: Sequence[str], source: str, seed: int) -> list[int]:
         places: dict[str, dict[str, list[int]]] = {}  # value -> part -> rows
         for at, row in enumerate(rows):
-            if row.person is None:
+            if row.kind is None:
                 raise DataError(f"{source} has rows without {self.column!r}; they can't be dealt out by it")
-            places.setdefault(row.person, {}).setdefault(parts[at], []).append(at)
+            places.setdefault(row.kind, {}).setdefault(parts[at], []).append(at)
         import numpy as np  # here, so that other data sets load without it
 
         draw = np.random.default_rng(seeded(seed, "partition").getrandbits(64))

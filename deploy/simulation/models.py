@@ -106,7 +106,11 @@ class RunModels:
         def trained_on(name: str) -> set[tuple[str, frozenset[str]]]:
             return {comparison_of(pair) for pair in self._person(name).train}
 
-        return Models(self.of_newcomer([]), own, trained_on)
+        def all_trained_on() -> set[tuple[str, frozenset[str]]]:
+            return set().union(*map(trained_on, self.people))
+
+        column = self.world.config.data.person_column
+        return Models(self.of_newcomer([]), own, trained_on, all_trained_on, column)
 
     def _person(self, name: str) -> Person:
         return self.world.federation.people[self.people[name]]
@@ -144,8 +148,13 @@ def export_models(models: RunModels, out: Path, people: Sequence[str] | None = N
 
 
 def finished(directory: Path) -> RunResult:
-    """The result of a run. RunDirectoryError where the directory holds no finished one."""
+    """The result of a run. RunDirectoryError where the directory holds none, or one that is not finished."""
     result = RunResult.read(directory)
+    if result is None and not (directory / run_directory.CONFIG).is_file():
+        raise RunDirectoryError(
+            f"{directory} is not a run directory: it has no {run_directory.CONFIG}; give that of a run that "
+            "is finished"
+        )
     if result is None:
         raise RunDirectoryError(f"{directory} holds no finished run; --resume {directory} finishes one")
     return result

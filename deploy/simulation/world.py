@@ -96,19 +96,8 @@ class SimulationSetup:
         tied = [(p.prompt, r) for p in every if p.tie for r in (p.chosen, p.rejected)]
         settings = self.config.model
         model = self.model_cache.model(settings, self.config.adapter)
-        found, said = model.reading(without_ties(every), tied), []
-        if found.cut:
-            said.append(
-                f"{found.cut} of {found.texts} texts are longer than the {model.max_tokens} tokens that are "
-                f"read (max_tokens) and were cut at the {settings.truncation}."
-            )
-        if found.alike:
-            why = "after the cut both texts are" if found.cut else "both texts are"
-            said.append(
-                f"{found.alike} of {found.pairs} pairs can't be told apart: {why} the same to the model, "
-                "and such a pair counts as ranked wrong."
-            )
-        return tuple(said)
+        found = model.reading(without_ties(every), tied)
+        return tuple(f"{said}." for said in found.said(model.max_tokens, settings.truncation))
 
     def caveats(self) -> tuple[str, ...]:
         """What must be said beside every figure of the run."""

@@ -25,7 +25,7 @@ from penchant.common.data.importers.choices import (
 from penchant.common.data.importers.reading import FORMATS, Found, choices_of_rows, read_choices
 from penchant.common.data.preferences import Preference
 from penchant.common.data.row_files import RowLog
-from penchant.common.data.trl_format import parse_preference, write_jsonl
+from penchant.common.data.trl_format import AskedColumns, parse_preference, write_jsonl
 from penchant.common.errors import DataError
 
 Row = dict[str, Any]
@@ -534,6 +534,79 @@ def test_a_label_that_is_no_finite_number_is_a_bad_row(label: object, tmp_path: 
         read(tmp_path / "r.json", rows)
 
 
+def stars(text: str, score: Any, **more: Any) -> Row:
+    return {"person": "ann", "prompt": "p ", "completion": text, "stars": score} | more
+
+
+@pytest.mark.parametrize("lacks", ["completion", "stars", "person", "split"])
+def test_a_rating_that_lacks_a_column_is_a_bad_row(tmp_path: Path, lacks: str) -> None:
+    rows = [stars(text, score, split="train") for score, text in enumerate("abc")]
+    del rows[1][lacks]
+    with pytest.raises(DataError, match=f"1 of 3 rows .*:2: .*'{lacks}'"):
+        read(tmp_path / "r.json", rows)
+    found = choices_of_rows([(f"f:{n}", row) for n, row in enumerate(rows)], RowLog("skip"))
+    assert told(found) == [("ann", "p ", "c", "a")]
+
+
+def test_rows_of_another_format_among_ratings_are_bad_ones(tmp_path: Path) -> None:
+    pair = {"person": "ann", "prompt": "p ", "chosen": "x", "rejected": "y"}
+    with pytest.raises(DataError, match=r"1 of 2 rows .*:2: 'completion' is missing"):
+        read(tmp_path / "r.json", [stars("a", 1), pair])
+    with pytest.raises(DataError, match=r"1 of 2 rows .*:2: 'chosen' is missing"):
+        read(tmp_path / "r.json", [pair, stars("a", 1)])
+
+
+def test_ratings_for_different_parts_of_the_data_make_no_pair(tmp_path: Path) -> None:
+    texts = (("a", 1, "train"), ("b", 2, "test"), ("c", 3, "train"), ("d", 4, "test"))
+    found = read(tmp_path / "r.json", [stars(text, score, split=part) for text, score, part in texts])
+    assert [(r.part, r.preference.chosen, r.preference.rejected) for r in found.labelled] == [
+        ("train", "c", "a"),
+        ("test", "d", "b"),
+    ]
+
+
+def test_ratings_of_one_prompt_by_several_people_are_of_several_kinds_and_make_no_pair(
+    tmp_path: Path,
+) -> None:
+    """Asked for kinds, people stay who they are, and a pair of two kinds is of both."""
+    said = (
+        ("ann", "a", 1, "chat"),
+        ("bob", "b", 2, "chat"),
+        ("ann", "c", 3, "math"),
+        ("bob", "d", 4, "chat"),
+    )
+    rows = [stars(text, score, person=person, subset=kind) for person, text, score, kind in said]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(rows))
+    found = read_choices(path, RowLog(), asked=AskedColumns(kind="subset"))
+    assert [(r.person, r.kind, r.preference.chosen, r.preference.rejected) for r in found.labelled] == [
+        ("ann", "chat and math", "c", "a"),
+        ("bob", "chat", "d", "b"),
+    ]
+    unnamed = [{name: value for name, value in row.items() if name != "person"} for row in rows]
+    path.write_text(json.dumps(unnamed))
+    found = read_choices(path, RowLog(), asked=AskedColumns(kind="subset"))
+    assert {(r.person, r.kind) for r in found.labelled} == {("chat", "chat")}, (
+        "kinds are whose, without names"
+    )
+
+
+def test_a_rating_that_is_contradicted_is_counted(tmp_path: Path) -> None:
+    rows = [stars("a", 1), stars("b", 2), stars("a", 1), stars("a", 3)]
+    found = read(tmp_path / "r.json", rows)
+    assert told(found) == [("ann", "p ", "a", "b")]
+    assert "1 ratings contradicted by the same person later: the latest rating counts" in found.notes
+
+
+def test_of_two_columns_of_ratings_the_one_that_is_not_read_is_named(tmp_path: Path) -> None:
+    rows = [stars("a", 5, label=False, rating=None), stars("b", 1, label=True, rating=None)]
+    found = read(tmp_path / "r.json", rows)
+    assert told(found) == [("ann", "p ", "b", "a")]
+    assert found.notes[-1] == (
+        "the column 'stars' is not read: 'label' beside it says how responses are rated"
+    )
+
+
 def test_a_thousand_ratings_of_one_prompt_make_pairs_in_proportion(tmp_path: Path) -> None:
     rows = [{"prompt": "", "completion": f"text {n}", "label": n % 2 == 0} for n in range(1000)]
     found = read(tmp_path / "r.json", rows)
@@ -627,6 +700,64 @@ ROWS = [
     {"data": {"left": "x", "right": "y"}, "annotations": [{"result": [{"type": "pairwise"}]}]},
     {"prompt": "p", "completion": "c", "label": True},
 ]
+
+
+SIDES = {
+    f"conversation_{side}": [{"role": "user", "content": "x"}, {"role": "assistant", "content": side}]
+    for side in "ab"
+}
+WHOLE: list[list[Row]] = [
+    [feedback("a", 1)],
+    [conversation(), thumb("a2", "thumbsUp"), comparison("new")],
+    [
+        {
+            "conversationId": "c",
+            "messages": [
+                {"messageId": "q", "isCreatedByUser": True, "text": "x"},
+                {"messageId": "1", "parentMessageId": "q", "text": "a", "feedback": {"rating": "thumbsUp"}},
+                {"messageId": "2", "parentMessageId": "q", "text": "b"},
+            ],
+        }
+    ],
+    [{"type": "leftvote", "states": [state("2"), state("3")], "ip": "me"}],
+    [{"winner": "model_a", "judge": "me", **SIDES}],
+    [{"fields": {"a": "x", "b": "y"}, "responses": {"q": [{"value": "a", "user_id": 1}]}}],
+    [{"fields": {"a": "x", "b": "y"}, "responses": {"q": [{"value": "tie", "user_id": 1}]}}],
+    [
+        {
+            "data": {"left": "x", "right": "y"},
+            "annotations": [{"result": [{"type": "pairwise", "value": {"selected": "left"}}]}],
+        }
+    ],
+    [{"prompt": "p", "completion": text, "stars": stars, "person": "me"} for stars, text in enumerate("ab")],
+    [{"prompt": "p", "chosen": "a", "rejected": "b", "person": "me"}],
+]
+
+
+@pytest.mark.parametrize("rows", WHOLE)
+def test_rows_of_every_format_say_part_and_kind_and_whose_they_are_in_columns(
+    rows: list[Row], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.json"
+
+    def labels(asked: AskedColumns, given: list[Row]) -> set[tuple[str | None, str | None, str | None]]:
+        log = RowLog()
+        path.write_text(json.dumps(given))
+        found = read_choices(path, log, asked=asked)
+        log.finish(path)
+        return {(row.person, row.part, row.kind) for row in found.labelled}
+
+    labelled = [{**row, "split": "test", "author": "ann", "subset": "chat"} for row in rows]
+    asked = AskedColumns(person="author", kind="subset")
+    assert labels(asked, labelled) == {("ann", "test", "chat")}
+    assert labels(AskedColumns(familiar="author"), labelled) == {("ann", "test", None)}
+    own = labels(AskedColumns(), rows)
+    assert labels(AskedColumns(kind="subset"), labelled) == {
+        (person or ("chat" if "person" in rows[0] else None), "test", "chat") for person, _, _ in own
+    }, "who asks for kinds alone changes nobody's name"
+    for nosuch in (AskedColumns(person="nosuch"), AskedColumns(kind="nosuch")):
+        with pytest.raises(DataError, match=r"rows can't be used: .*'nosuch' is missing"):
+            labels(nosuch, rows)
 
 
 @given(row=st.sampled_from(ROWS), path=st.lists(st.integers(0, 20), min_size=1, max_size=5), value=JSON)

@@ -68,6 +68,55 @@ def test_a_column_says_which_part_a_row_is(tmp_path: Path) -> None:
         datasets.load(write(tmp_path / "odd.jsonl", [*rows(split="train"), *rows(split="later")]), **SMALL)
 
 
+def as_stars(given: Iterable[Row]) -> list[Row]:
+    """The same choices as ratings: five stars for one response, one for the other."""
+    return [
+        {**{name: value for name, value in row.items() if name not in ("chosen", "rejected")}}
+        | {"completion": row[side], "stars": stars}
+        for row in given
+        for side, stars in (("chosen", 5), ("rejected", 1))
+    ]
+
+
+def as_votes(given: Iterable[Row]) -> list[Row]:
+    """The same choices as votes of an arena."""
+    names = {"chosen": "conversation_a", "rejected": "conversation_b"}
+    return [
+        {"judge": row["person"], "winner": "model_a"}
+        | {
+            name: [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
+            for side, name in names.items()
+        }
+        | ({"split": row["split"]} if "split" in row else {})
+        for row in given
+    ]
+
+
+@pytest.mark.parametrize("written_as", [as_stars, as_votes])
+def test_a_split_of_one_s_own_holds_for_every_format(written_as: Any, tmp_path: Path) -> None:
+    given = [*rows(what="HELD OUT", split="test"), *rows(split="train")]
+    assert_own_split(datasets.load(write(tmp_path / "all.jsonl", written_as(given)), **SMALL))
+    write(tmp_path / "folder" / "train.jsonl", written_as(rows()))
+    write(tmp_path / "folder" / "test.jsonl", written_as(rows(what="HELD OUT")))
+    assert_own_split(datasets.load(tmp_path / "folder", **SMALL))
+
+
+def test_ratings_that_are_dealt_out_by_kind_stay_those_of_their_people(tmp_path: Path) -> None:
+    """Ann and Bob rate the same two responses to each prompt the other way round, and of two kinds each."""
+    given = []
+    for n in range(40):
+        for person, scores in (("ann", (5, 1)), ("bob", (2, 4))):
+            given += [
+                {"person": person, "prompt": f"p {n}", "completion": text, "stars": score, "subset": kind}
+                for text, score, kind in zip(("yes", "no"), scores, ("chat", "math"), strict=True)
+            ]
+    path = write(tmp_path / "stars.jsonl", given)
+    wide = {"pairs": 80, "validation_pairs": 80, "test_pairs": 80}
+    federation = datasets.load(path, partition="dirichlet:2:100:subset", **wide)
+    pairs = [p for person in federation.people for p in (*person.train, *person.validation, *person.test)]
+    assert {(pair.chosen, pair.strength) for pair in pairs} == {("yes", 4.0), ("no", 2.0)}
+
+
 def test_a_test_file_is_named_beside_the_training_file(tmp_path: Path) -> None:
     train, test = write(tmp_path / "a.jsonl", rows()), write(tmp_path / "b.jsonl", rows(what="HELD OUT"))
     federation = datasets.load(train, test=test, **SMALL)

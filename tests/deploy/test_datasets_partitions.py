@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {"pairs": 3, "validation_pairs": 1, "test_pairs": 2}
 
 def rows(values: str) -> list[Labelled]:
     """A choice for each letter, which is the value of its column."""
-    return [Labelled(value, Preference(f"p{at}", "yes", "no")) for at, value in enumerate(values)]
+    return [Labelled(None, Preference(f"p{at}", "yes", "no"), kind=value) for at, value in enumerate(values)]
 
 
 def dealt(text: str, given: list[Labelled], seed: int = 0) -> list[str]:
@@ -50,7 +50,7 @@ def test_the_parts_of_each_value_have_the_moments_of_a_dirichlet_distribution() 
     owners = dealt(f"dirichlet:{people}:{alpha}:kind", given)
     parts = np.zeros((200, people))
     for row, owner in zip(given, owners, strict=True):
-        parts[ord(str(row.person)) - 0x4E00, int(owner.removeprefix("person "))] += 1 / 400
+        parts[ord(str(row.kind)) - 0x4E00, int(owner.removeprefix("person "))] += 1 / 400
     assert parts.sum(axis=1) == pytest.approx(1)
     assert parts.mean() == pytest.approx(1 / people)
     assert parts.var() == pytest.approx((people - 1) / (people**2 * (people * alpha + 1)), rel=0.15)
@@ -62,7 +62,7 @@ def test_a_small_alpha_makes_people_differ_and_a_large_one_makes_them_alike() ->
     def lean(alpha: str) -> float:
         """How far people's parts of a are from a half, in the mean."""
         owners = dealt(f"dirichlet:5:{alpha}:kind", given)
-        own = Counter(zip(owners, (row.person for row in given), strict=True))
+        own = Counter(zip(owners, (row.kind for row in given), strict=True))
         totals = Counter(owners)
         return float(np.mean([abs(own[name, "a"] / totals[name] - 0.5) for name in totals]))
 
@@ -135,8 +135,8 @@ def test_what_a_partition_does_not_go_with(tmp_path: Path) -> None:
 
 
 def test_parts_of_the_data_are_dealt_out_apart_in_the_same_proportions() -> None:
-    train = [Labelled("ab"[at % 2], Preference(f"p{at}", "yes", "no"), "train") for at in range(400)]
-    test = [Labelled("ab"[at % 2], Preference(f"q{at}", "yes", "no"), "test") for at in range(100)]
+    train = [Labelled(None, Preference(f"p{at}", "yes", "no"), "train", "ab"[at % 2]) for at in range(400)]
+    test = [Labelled(None, Preference(f"q{at}", "yes", "no"), "test", "ab"[at % 2]) for at in range(100)]
     evenly = dealt("iid:5", train + test)
     assert set(Counter(evenly[:400]).values()) == {80}
     assert set(Counter(evenly[400:]).values()) == {20}

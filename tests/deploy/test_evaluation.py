@@ -23,6 +23,9 @@ class Likes:
     def __init__(self, letter: str) -> None:
         self.letter = letter
 
+    def unread(self, pairs: Sequence[Preference]) -> list[str]:
+        return [f"{pair.prompt}is long" for pair in pairs if len(pair.prompt) > 9]
+
     def both_scores(self, pairs: Sequence[Preference]) -> Iterator[tuple[float, float]]:
         return iter([(self._score(pair.chosen), self._score(pair.rejected)) for pair in pairs])
 
@@ -71,6 +74,80 @@ def test_everybody_is_judged_by_their_own_model_and_strangers_by_the_shared_one(
     assert found.standard_error == pytest.approx(abs(1 / 2 - 2 / 3) / 2)  # s / sqrt(2), s = |x - y| / sqrt(2)
     assert found.tied == 1
     assert found.notes[-1] == "1 pair compares what their person's model was trained on"
+
+
+def test_of_strangers_it_is_said_what_the_shared_model_was_trained_on(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "pairs.jsonl",
+        row("bb", "aa", person="bea"),
+        row("a", "b", person="kim"),
+        row("b", "a", person="kim"),
+        row("a", "c", person="kim"),
+        row("a", "b", person="kim", tie="equal"),  # scored by nobody's accuracy
+    )
+    trained = {comparison_of(Preference("p ", "a", "b"))}
+    models = Models(likes("a"), {"bea": likes("b")}.get, all_trained_on=lambda: trained)
+    found = evaluate(file, models)
+    assert "2 pairs compare what the shared model was trained on" in found.notes
+    assert not any("their person's model" in note for note in found.notes)
+
+
+def test_pairs_are_scored_by_person_and_grouped_by_kind(tmp_path: Path) -> None:
+    """Bea's own model scores her pairs, whatever they are grouped by; strengths stay relative to hers."""
+    rows = [
+        row("b", "a", person="bea", subset="chat") | {"strength": 3},
+        row("b", "a", person="bea", subset="math") | {"strength": 1},
+        row("b", "a", person="kim", subset="chat") | {"strength": 5},
+    ]
+    models = Models(likes("a"), {"bea": likes("b")}.get)
+    by_kind = evaluate(written(tmp_path / "pairs.jsonl", *rows), models, by="subset")
+    assert [(pair.group, pair.own, pair.correct, pair.weight) for pair in by_kind.pairs] == [
+        ("chat", True, True, 1.5),
+        ("math", True, True, 0.5),
+        ("chat", False, False, 1.0),
+    ]
+    assert [(g.group, g.pairs, g.correct, g.own_pairs, g.own) for g in by_kind.groups] == [
+        ("chat", 2, 1, 1, False),
+        ("math", 1, 1, 1, True),
+    ]
+    assert by_kind.mean_over_groups == pytest.approx(3 / 4)
+    by_person = evaluate(tmp_path / "pairs.jsonl", models)
+    assert by_person.log_loss == pytest.approx(by_kind.log_loss)
+
+
+def test_people_are_known_by_the_column_that_the_run_knew_them_by(tmp_path: Path) -> None:
+    rows = [row("b", "a", author="bea", subset="chat"), row("b", "a", author="kim", subset="chat")]
+    file = written(tmp_path / "pairs.jsonl", *rows)
+    own = {"bea": likes("b")}.get
+    known = Models(likes("a"), own, person_column="author")
+    assert [pair.own for pair in evaluate(file, known).pairs] == [True, False]
+    assert [pair.own for pair in evaluate(file, known, by="subset").pairs] == [True, False]
+    for models in (known, Models(likes("a"), own)):
+        found = evaluate(file, models, by="author")
+        assert [(pair.group, pair.own) for pair in found.pairs] == [("bea", True), ("kim", False)]
+
+
+def test_ratings_are_compared_within_a_person_whatever_they_are_grouped_by(tmp_path: Path) -> None:
+    said = (
+        ("bea", "a", 1, "chat"),
+        ("kim", "b", 2, "chat"),
+        ("bea", "aa", 3, "math"),
+        ("kim", "c", 1, "chat"),
+    )
+    rows = [
+        {"person": person, "prompt": "p ", "completion": text, "stars": stars, "subset": kind}
+        for person, text, stars, kind in said
+    ]
+    found = evaluate(written(tmp_path / "stars.jsonl", *rows), Models(likes("a")), by="subset")
+    assert [(pair.group, pair.chosen, pair.rejected) for pair in found.pairs] == [
+        ("chat and math", 2.0, 1.0),
+        ("chat", 0.0, 0.0),
+    ]
+
+
+def test_texts_that_the_model_does_not_read_are_said(tmp_path: Path) -> None:
+    file = written(tmp_path / "pairs.jsonl", row("a", "b"), row("a", "b") | {"prompt": "very very much "})
+    assert evaluate(file, Models(likes("a"))).notes == ("very very much is long",)
 
 
 def test_the_loss_is_that_of_bradley_and_terry(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 from support.tastes import write_choices
 
 import penchant
+from penchant.common.data.preferences import comparison_of
+from penchant.common.data.trl_format import parse_preference
 from penchant.common.errors import RunDirectoryError, UsageError
 from penchant.deploy.cli.main import main
 from penchant.deploy.simulation.models import RunModels, export_models, folder_of
@@ -132,9 +136,62 @@ def test_the_commands_do_the_same(
     assert "ranked right, mean over people" in out
     assert "was trained on" in err
     assert len(rows_of(tmp_path / "s.csv")) == 80
+    code, out, err = command("evaluate", exported, file, "--by", "user")
+    assert code == 0
+    assert re.search(r"scored by this one model +│ +80 ", out)
+    assert "shared" not in out
+    assert "own model" not in out
     code, out, err = command("evaluate", run.directory, file, "--scores", tmp_path / "s.csv")
     assert (code, out) == (2, "")
     assert "s.csv is there already" in err
+
+
+def test_a_run_knows_its_people_by_the_column_that_it_was_given(
+    run: penchant.SimulationResult, place: Path
+) -> None:
+    """Grouped by kind or not, everybody's own model scores their pairs, and what it was trained on is said;
+    of pairs that name nobody, what the shared model comes from is."""
+    rows = [json.loads(line) for line in (place / "choices.jsonl").read_text(encoding="utf-8").splitlines()]
+    file, unnamed = place / "kinds.jsonl", place / "unnamed.jsonl"
+    kinds = [{**row, "subset": "ab"[at % 2]} for at, row in enumerate(rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in kinds), encoding="utf-8")
+    found = run.evaluate(file, by="subset")
+    assert {group.group for group in found.groups} == {"a", "b"}
+    assert all(pair.own for pair in found.pairs)
+    trained = [comparison_of(t) for p in RunModels(run.directory).world.federation.people for t in p.train]
+    assert f"{len(trained)} pairs compare what their person's model was trained on" in found.notes
+    for row in kinds:
+        del row["user"]
+    unnamed.write_text("".join(json.dumps(row) + "\n" for row in kinds), encoding="utf-8")
+    found = run.evaluate(unnamed)
+    assert not any(pair.own for pair in found.pairs)
+    asked = [comparison_of(parse_preference(row)) for row in kinds]
+    met = sum(one in set(trained) for one in asked)
+    assert met >= len(trained)
+    assert f"{met} pairs compare what the shared model was trained on" in found.notes
+
+
+def test_texts_that_are_cut_are_said(run: penchant.SimulationResult, place: Path) -> None:
+    file = place / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "a vote " * 400, "chosen": "yes", "rejected": "no"}) + "\n")
+    assert any(re.match(r"2 of 2 texts are longer than the \d+ tokens", n) for n in run.evaluate(file).notes)
+
+
+def test_wrong_paths_are_told_apart(
+    run: penchant.SimulationResult, place: Path, tmp_path: Path, command: Command
+) -> None:
+    choices = place / "choices.jsonl"
+    for words in (["evaluate", place, choices], ["export", place, tmp_path / "out"]):
+        code, _, err = command(*words)
+        assert code != 0
+        assert "is not a run directory: it has no config.toml" in " ".join(err.split())
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(run.directory / "config.toml", begun)
+    _, _, err = command("evaluate", begun, choices)
+    assert f"--resume {begun} finishes one" in " ".join(err.split())
+    _, _, err = command("evaluate", tmp_path / "no_model", tmp_path / "absent.jsonl")
+    assert "absent.jsonl" in err, "the path is looked at before any model"
 
 
 def test_a_simulation_saves_its_models_when_it_is_asked_to(

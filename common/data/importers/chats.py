@@ -10,20 +10,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from penchant.common.data.importers.choices import (
     Choice,
+    Labels,
     Tally,
+    kinds_together,
     nearest_lower,
-    person_in,
     seconds,
     twos,
     worded,
 )
 from penchant.common.data.preferences import Preference, Tie
-from penchant.common.data.trl_format import render, tie_said
+from penchant.common.data.trl_format import Label, render, tie_said
 from penchant.common.errors import DataError
 
 __all__ = ["chatgpt", "is_chatgpt", "is_librechat", "is_open_webui", "librechat", "open_webui"]
@@ -43,10 +44,11 @@ class _Message:
 
 @dataclass(frozen=True)
 class _Rating:
-    """A thumb: +1 or -1."""
+    """A thumb: +1 or -1, and of what kind it is."""
 
     score: int
     time: float = 0.0
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class _Chat:
             self._children.setdefault(message.parent, []).append(name)
         self._branches: dict[str, str] = {}
 
-    def choices(self, ratings: Mapping[str, _Rating], person: str | None, tally: Tally) -> Iterator[Choice]:
+    def choices(self, ratings: Mapping[str, _Rating], label: Label, tally: Tally) -> Iterator[Choice]:
         """Rated answers against the other answers to the same message, in the order of the ratings."""
         siblings: dict[str | None, list[str]] = {}
         for name in ratings:
@@ -106,9 +108,10 @@ class _Chat:
         for pair in sorted(pairs, key=place):
             if pair.above not in prompts:
                 prompts[pair.above] = _prompt(self._upto(pair.above))
-            when = max(ratings.get(one.name, _Rating(0)).time for one in (pair.better, pair.worse))
+            thumbs = [ratings.get(one.name, _Rating(0)) for one in (pair.better, pair.worse)]
             told = _preference(prompts[pair.above], pair.better.text, pair.worse.text)
-            yield Choice(person, told, when)
+            whose = replace(label, kind=kinds_together(thumb.kind for thumb in thumbs))
+            yield Choice.of(whose, told, max(thumb.time for thumb in thumbs))
 
     def has(self, name: str) -> bool:
         """Whether there is such a message."""
@@ -225,10 +228,10 @@ def is_open_webui(row: Row) -> bool:
     return isinstance(row.get("data"), Mapping) and isinstance(row.get("snapshot"), Mapping)
 
 
-def open_webui(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+def open_webui(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Of every feedback with a thumb: the rated message against its siblings in the chat's snapshot."""
-    messages: dict[tuple[str | None, str], dict[str, _Message]] = {}
-    ratings: dict[tuple[str | None, str], dict[str, _Rating]] = {}
+    messages: dict[tuple[Label, str], dict[str, _Message]] = {}
+    ratings: dict[tuple[Label, str], dict[str, _Rating]] = {}
     for where, row in rows:
         meta, data = _object(row, "meta"), _object(row, "data")
         chat = _object(_object(_object(_object(row, "snapshot"), "chat"), "chat"), "history")
@@ -239,12 +242,16 @@ def open_webui(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice
         if isinstance(score, bool) or not isinstance(score, int | float) or not score:
             tally.unsaid += 1
             continue
-        whose = person_in(row.get("user_id")), str(meta.get("chat_id"))
+        label = labels.of(where, row, row.get("user_id"))
+        if label is None:
+            continue
+        whose = replace(label, kind=None), str(meta.get("chat_id"))
         messages.setdefault(whose, {}).update(
             (str(name), _open_webui_message(one)) for name, one in found.items()
         )
         when = seconds(row.get("updated_at") or row.get("created_at"))
-        ratings.setdefault(whose, {})[str(meta.get("message_id"))] = _Rating(1 if score > 0 else -1, when)
+        rating = _Rating(1 if score > 0 else -1, when, label.kind)
+        ratings.setdefault(whose, {})[str(meta.get("message_id"))] = rating
     for whose, rated in ratings.items():
         yield from _Chat(messages[whose]).choices(rated, whose[0], tally)
 
@@ -265,43 +272,51 @@ def is_chatgpt(row: Row) -> bool:
     return isinstance(row.get("mapping"), Mapping) or _is_thumb(row) or _is_comparison(row)
 
 
-def chatgpt(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+def chatgpt(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Thumbs of message_feedback.json against regenerated answers, and choices of model_comparisons.json."""
     chats: dict[str, _Chat] = {}
-    thumbs: dict[str, dict[str, _Rating]] = {}
-    comparisons: list[Row] = []
-    for _, row in rows:
+    thumbs: dict[tuple[str, Label], dict[str, _Rating]] = {}
+    comparisons: list[tuple[str, Row]] = []
+    for where, row in rows:
         if isinstance(row.get("mapping"), Mapping):
             name = str(row.get("conversation_id") or row.get("id"))
             chats[name] = _Chat({str(k): _chatgpt_message(node) for k, node in row["mapping"].items()})
         elif _is_thumb(row):
+            label = labels.of(where, row)
+            if label is None:
+                continue
             score = 1 if str(row["rating"]).lower().replace("_", "") == "thumbsup" else -1
             message = str(row.get("message_id") or row.get("id"))
-            rating = _Rating(score, seconds(row.get("update_time") or row.get("create_time")))
-            thumbs.setdefault(str(row["conversation_id"]), {})[message] = rating
+            rating = _Rating(score, seconds(row.get("update_time") or row.get("create_time")), label.kind)
+            whose = str(row["conversation_id"]), replace(label, kind=None)
+            thumbs.setdefault(whose, {})[message] = rating
         elif _is_comparison(row):
-            comparisons.append(row)
+            comparisons.append((where, row))
     if not thumbs and not comparisons:
         raise DataError(
             "these conversations hold no rating; give the whole folder of the export, with "
             "message_feedback.json and model_comparisons.json"
         )
-    for name, ratings in thumbs.items():
+    for (name, label), ratings in thumbs.items():
         if name in chats:
-            yield from chats[name].choices(ratings, None, tally)
+            yield from chats[name].choices(ratings, label, tally)
         else:
             tally.lost += len(ratings)
-    for row in comparisons:
-        yield from _chatgpt_compared(row, chats, tally)
+    for where, row in comparisons:
+        compared = _chatgpt_compared(row, chats, tally)
+        label = None if compared is None else labels.of(where, row)
+        if compared is not None and label is not None:
+            yield Choice.of(label, compared, seconds(row.get("create_time")))
 
 
-def _chatgpt_compared(row: Row, chats: Mapping[str, _Chat], tally: Tally) -> Iterator[Choice]:
+def _chatgpt_compared(row: Row, chats: Mapping[str, _Chat], tally: Tally) -> Preference | None:
+    """What a comparison says; None, which is counted, where it can't be used."""
     step = _object(_object(row, "output"), "feedback_step_2")
     rated = step.get("completion_comparison_rating")
     tie = tie_said(rated)
     if rated not in ("new", "original") and tie is None:
         tally.unsaid += 1
-        return
+        return None
     first = _object(_object(row, "output"), "feedback_step_1")
     turns = {side: step.get(f"{side}_turn") or first.get(f"{side}_turn") for side in ("new", "original")}
     texts = {side: _turn_text(turn) for side, turn in turns.items()}
@@ -311,13 +326,12 @@ def _chatgpt_compared(row: Row, chats: Mapping[str, _Chat], tally: Tally) -> Ite
     ]
     if chat is None or not known or not all(text.strip() for text in texts.values()):
         tally.lost += 1
-        return
+        return None
     better, worse = ("original", "new") if rated == "original" else ("new", "original")
     if texts[better] == texts[worse]:
         tally.unsaid += 1
-        return
-    told = _preference(_prompt(chat.before(known[0])), texts[better], texts[worse], tie or "")
-    yield Choice(None, told, seconds(row.get("create_time")))
+        return None
+    return _preference(_prompt(chat.before(known[0])), texts[better], texts[worse], tie or "")
 
 
 def _turn_text(turn: Any) -> str:
@@ -363,9 +377,12 @@ def is_librechat(row: Row) -> bool:
     return "conversationId" in row and isinstance(row.get("messages"), list)
 
 
-def librechat(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+def librechat(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Thumbs of a conversation's messages against their regenerations, which have the same parent."""
-    for _, row in rows:
+    for where, row in rows:
+        label = labels.of(where, row, row.get("user"))
+        if label is None:
+            continue
         messages: dict[str, _Message] = {}
         ratings: dict[str, _Rating] = {}
         for one in _flat(row["messages"]):
@@ -376,8 +393,8 @@ def librechat(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]
             rated = _object(one, "feedback").get("rating")
             if rated in ("thumbsUp", "thumbsDown"):
                 time = seconds(one.get("updatedAt") or one.get("createdAt"))
-                ratings[name] = _Rating(1 if rated == "thumbsUp" else -1, time)
-        yield from _Chat(messages).choices(ratings, person_in(row.get("user")), tally)
+                ratings[name] = _Rating(1 if rated == "thumbsUp" else -1, time, label.kind)
+        yield from _Chat(messages).choices(ratings, label, tally)
 
 
 def _flat(messages: Iterable[Any]) -> Iterator[Row]:

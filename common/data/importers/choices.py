@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from penchant.common.data.preferences import Preference, choice_of, comparison_of
-from penchant.common.data.trl_format import Labelled
+from penchant.common.data.row_files import RowLog
+from penchant.common.data.trl_format import Label, LabelColumns, Labelled
+from penchant.common.errors import DataError
 
 __all__ = [
     "PAIRS_MOST",
     "Choice",
+    "Labels",
     "Tally",
     "equal_ones",
+    "kinds_together",
     "nearest_lower",
     "person_in",
     "seconds",
@@ -31,11 +35,43 @@ PAIRS_MOST = 16
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of an export. person: None where the export names nobody; time: Unix seconds, 0 unknown."""
+    """One choice of an export. person: None where the export names nobody; time: Unix seconds, 0 unknown;
+    part and kind: as in `Labelled`."""
 
     person: str | None
     preference: Preference = field(repr=False)
     time: float = 0.0
+    part: str | None = None
+    kind: str | None = None
+
+    @classmethod
+    def of(cls, label: Label, preference: Preference, time: float = 0.0) -> Self:
+        """The choice that a label is of."""
+        return cls(label.person, preference, time, label.part, label.kind)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What rows say beside their choices, in columns that are looked for in every row that holds some; rows
+    that lack one are rejected in `log`."""
+
+    columns: LabelColumns
+    log: RowLog = field(repr=False)
+
+    def of(self, where: str, row: Mapping[str, Any], whose: Any = None) -> Label | None:
+        """What a row says; None where it is a bad one, which is noted. whose: the person in the export's own
+        terms, who counts where no column was asked for."""
+        try:
+            label = self.columns.of(row)
+        except DataError as error:
+            self.log.reject(where, error)
+            return None
+        return label if self.columns.person else replace(label, person=person_in(whose))
+
+
+def kinds_together(kinds: Iterable[str | None]) -> str | None:
+    """The kind of a choice whose two sides say one each: both, where they differ; None where none is said."""
+    return " and ".join(sorted({kind for kind in kinds if kind is not None})) or None
 
 
 @dataclass
@@ -48,6 +84,8 @@ class Tally:
         contradicted: choices that a later one of the same person turns round.
         ties: comparisons in which neither response was preferred.
         strong: choices that say how strong they are.
+        rerated: ratings of a response that the same person rates otherwise later.
+        beside: columns of ratings that are not read, since another one says it -> that one.
         unsaid: comparisons of which that isn't said either: no answer, or the same thumb on both.
         alone: ratings of a response without another one to compare it with.
         lost: ratings of something that the export does not hold, or whose text is empty.
@@ -63,6 +101,8 @@ class Tally:
     alone: int = 0
     lost: int = 0
     left_out: int = 0
+    rerated: int = 0
+    beside: dict[str, str] = field(default_factory=dict)
 
     def count(self, pairs: Iterable[Preference]) -> None:
         """Count the ties and strengths of what is kept."""
@@ -76,6 +116,7 @@ class Tally:
         counted = (
             (self.repeated, "there more than once: they count once"),
             (self.contradicted, "contradicted by the same person later: the latest choice counts"),
+            (self.rerated, "ratings contradicted by the same person later: the latest rating counts"),
             (self.ties, "ties, in which neither response was preferred: kept as ties"),
             (self.strong, "choices say how strong they are: each counts by that, among the person's own"),
             (self.unsaid, "comparisons without an answer, or with the same thumb on both: not used"),
@@ -86,16 +127,21 @@ class Tally:
                 f"comparisons left out: each response has the nearest {PAIRS_MOST} rated lower or alike",
             ),
         )
-        return said + [f"{count} {what}" for count, what in counted if count]
+        unread = [
+            f"the column {name!r} is not read: {read!r} beside it says how responses are rated"
+            for name, read in self.beside.items()
+        ]
+        return said + [f"{count} {what}" for count, what in counted if count] + unread
 
 
 def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
     """Choices in order of time, each once: of several that one person made between the same two responses,
-    the latest counts. Where times are equal or unknown, what stands later in the export is later."""
-    kept: dict[tuple[str | None, tuple[str, frozenset[str]]], Choice] = {}
+    the latest counts. Where times are equal or unknown, what stands later in the export is later. Each part
+    of the data is looked at by itself: what is tested on replaces nothing that is for training."""
+    kept: dict[tuple[str | None, str | None, tuple[str, frozenset[str]]], Choice] = {}
     for choice in sorted(choices, key=lambda choice: choice.time):
         pair = choice.preference
-        key = (choice.person, comparison_of(pair))
+        key = (choice.person, choice.part, comparison_of(pair))
         before = kept.pop(key, None)
         if before is not None:
             said = choice_of(before.preference) == choice_of(pair) and before.preference.tie == pair.tie
@@ -103,7 +149,7 @@ def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
             tally.repeated += same
             tally.contradicted += not same
         kept[key] = choice
-    return [Labelled(choice.person, choice.preference) for choice in kept.values()]
+    return [Labelled(one.person, one.preference, one.part, one.kind) for one in kept.values()]
 
 
 def nearest_lower(scores: Mapping[str, float], tally: Tally) -> list[tuple[str, str]]:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from penchant.common.data.importers import chats, votes
-from penchant.common.data.importers.choices import Choice, Tally, settled
+from penchant.common.data.importers.choices import Choice, Labels, Tally, settled
 from penchant.common.data.preferences import Preference
 from penchant.common.data.row_files import PARTS, RowLog, data_files, read_rows
 from penchant.common.data.trl_format import (
-    PERSON_FIELDS,
     SPLIT,
     UNREAD_COLUMNS,
+    USUAL_COLUMNS,
+    AskedColumns,
     Labelled,
     collect_preferences,
     renamed,
@@ -37,7 +38,7 @@ class Format:
 
     name: str
     recognises: Callable[[Row], bool]
-    choices: Callable[[Iterable[Located], Tally], Iterator[Choice]]
+    choices: Callable[[Iterable[Located], Tally, Labels], Iterator[Choice]]
 
 
 FORMATS = (
@@ -72,7 +73,11 @@ class Found:
 
 
 def read_choices(
-    path: Path, log: RowLog, *, person_column: str | None = None, columns: Mapping[str, str] | None = None
+    path: Path,
+    log: RowLog,
+    *,
+    asked: AskedColumns = USUAL_COLUMNS,
+    columns: Mapping[str, str] | None = None,
 ) -> Found:
     """Choices of a file, or of all files of a folder, whoever wrote them.
 
@@ -86,7 +91,7 @@ def read_choices(
     read = own if export else files.read
     parts = {} if export else files.parts(path)
     rows = (located for file in read for located in _in_part(read_rows([file], log), parts.get(file)))
-    found = choices_of_rows(rows, log, person_column=person_column, columns=columns)
+    found = choices_of_rows(rows, log, asked=asked, columns=columns)
     notes = found.notes
     if parts:
         counts = Counter(parts.values())
@@ -105,7 +110,7 @@ def choices_of_rows(
     rows: Iterable[Located],
     log: RowLog,
     *,
-    person_column: str | None = None,
+    asked: AskedColumns = USUAL_COLUMNS,
     columns: Mapping[str, str] | None = None,
     bounded: Bounded = iter,
 ) -> Found:
@@ -114,7 +119,7 @@ def choices_of_rows(
     Args:
         rows: where each is, and the row.
         log: where bad rows are rejected.
-        person_column: the column that names the person, if it is not a usual one.
+        asked: the columns that name the person, if it is not a usual one, and the kind.
         columns: {the name that is looked for: the column that holds it}.
         bounded: passes on the choices that a program's rows make, while they are made, and raises where they
             are too many; rows in TRL's format make one each.
@@ -127,7 +132,7 @@ def choices_of_rows(
     first = next(rows, None)
     if first is None:
         return Found([], [])
-    labelled = _labelled(first[1], itertools.chain([first], rows), log, person_column, tally, bounded)
+    labelled = _labelled(first[1], itertools.chain([first], rows), log, asked, tally, bounded)
     tally.count(row.preference for row in labelled)
     notes = tally.lines()
     if pictured:
@@ -140,19 +145,19 @@ def _labelled(
     first: Row,
     rows: Iterable[Located],
     log: RowLog,
-    person_column: str | None,
+    asked: AskedColumns,
     tally: Tally,
     bounded: Bounded,
 ) -> list[Labelled]:
     form = next((form for form in FORMATS if form.recognises(first)), None)
     if form is not None:
         tally.name = form.name
-        return settled(bounded(_safely(form, rows, tally)), tally)
+        labels = Labels(asked.among(first, usual=False), log)  # programs name people in their own ways
+        return settled(bounded(_safely(form, rows, tally, labels)), tally)
     if votes.is_rated(first):
         tally.name = RATED
-        column = person_column or next((name for name in PERSON_FIELDS if name in first), None)
-        return settled(bounded(votes.rated(rows, tally, log, column)), tally)
-    return collect_preferences(rows, log, person_column)
+        return settled(bounded(votes.rated(rows, tally, Labels(asked.among(first), log))), tally)
+    return collect_preferences(rows, log, asked)
 
 
 def _in_part(rows: Iterable[Located], part: str | None) -> Iterator[Located]:
@@ -167,11 +172,11 @@ def _without_pictures(rows: Iterable[Located], met: Counter[str]) -> Iterator[Lo
         yield where, row
 
 
-def _safely(form: Format, rows: Iterable[Located], tally: Tally) -> Iterator[Choice]:
+def _safely(form: Format, rows: Iterable[Located], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """An importer's choices; whatever is not as it should be in an export is told in one line."""
     place = [""]
     try:
-        yield from form.choices(_watched(rows, place), tally)
+        yield from form.choices(_watched(rows, place), tally, labels)
     except DataError as error:
         raise DataError(f"{place[0]}: {str(error).removeprefix(f'{place[0]}: ')}") from None
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

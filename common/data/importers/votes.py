@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penchant.common.data.importers.choices import (
     Choice,
+    Labels,
     Tally,
     equal_ones,
+    kinds_together,
     nearest_lower,
-    person_in,
     seconds,
     twos,
     worded,
 )
 from penchant.common.data.preferences import STRONGEST, Preference, Tie
-from penchant.common.data.row_files import RowLog
-from penchant.common.data.trl_format import TOO_DEEP, person_name, render, tie_said
+from penchant.common.data.trl_format import TOO_DEEP, Label, render, tie_said
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -55,7 +56,7 @@ def is_lm_arena(row: Row) -> bool:
     return ("states" in row and "type" in row) or ("winner" in row and "conversation_a" in row)
 
 
-def lm_arena(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+def lm_arena(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Votes between two conversations that begin alike, and ties; whose: the judge, or the user."""
     for where, row in rows:
         if "states" in row:
@@ -80,9 +81,11 @@ def lm_arena(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
         whose = next(
             (row[key] for key in ("judge", "judge_hash", "user", "user_id", "ip") if row.get(key)), None
         )
-        first = winner or 0
-        pair = Preference(prompt, texts[first], texts[1 - first], tie or "")
-        yield Choice(person_in(whose), pair, seconds(row.get("tstamp")))
+        label = labels.of(where, row, whose)
+        if label is not None:
+            first = winner or 0
+            pair = Preference(prompt, texts[first], texts[1 - first], tie or "")
+            yield Choice.of(label, pair, seconds(row.get("tstamp")))
 
 
 def _fastchat(state: Any, where: str) -> list[dict[str, str]]:
@@ -105,28 +108,29 @@ def is_argilla(row: Row) -> bool:
     return isinstance(row.get("fields"), Mapping) and isinstance(row.get("responses"), Mapping)
 
 
-def argilla(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+def argilla(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Answers to a label question that names a field or says that there is a tie, or to a ranking of fields;
     by every user."""
-    for _, row in rows:
+    for where, row in rows:
         fields = {str(name): worded(text) for name, text in row["fields"].items()}
-        for answers in row["responses"].values():
-            for answer in _list(answers):
-                if not isinstance(answer, Mapping):
-                    continue
-                value = answer.get("value")
-                person, when = person_in(answer.get("user_id")), seconds(row.get("updated_at"))
-                both = _sides("", fields) if tie_said(value) else None
-                if both is not None:
-                    yield from _tied(fields, both, tie_said(value) or "equal", tally, person, when)
-                    continue
-                ranks = _ranked(value, fields)
-                if ranks is None:
-                    continue  # of another question
+        answers = [a for some in row["responses"].values() for a in _list(some) if isinstance(a, Mapping)]
+        when = seconds(row.get("updated_at"))
+        for answer in answers:
+            value = answer.get("value")
+            both = _sides("", fields) if tie_said(value) else None
+            ranks = None if both else _ranked(value, fields)
+            if both is None and ranks is None:
+                continue  # of another question
+            label = labels.of(where, row, answer.get("user_id"))
+            if label is None:
+                break  # no answer of the row has what the row lacks
+            if both is not None:
+                yield from _tied(fields, both, tie_said(value) or "equal", tally, label, when)
+            elif ranks is not None:
                 prompt = _on_its_own(_prompt_of(fields, {_name(name) for name in ranks}))
                 scores = {fields[name]: -rank for name, rank in ranks.items()}
                 # A label says nothing of the fields that it does not name.
-                yield from _by_rank(prompt, scores, tally, person, when, ties=isinstance(value, list))
+                yield from _by_rank(prompt, scores, tally, label, when, ties=isinstance(value, list))
 
 
 def _tied(
@@ -134,7 +138,7 @@ def _tied(
     both: tuple[str, str],
     tie: Tie,
     tally: Tally,
-    person: str | None,
+    label: Label,
     when: float,
 ) -> Iterator[Choice]:
     """A tie between two fields of a form."""
@@ -145,7 +149,7 @@ def _tied(
         tally.unsaid += 1
     else:
         prompt = _on_its_own(_prompt_of(fields, {_name(name) for name in both}))
-        yield Choice(person, Preference(prompt, first, second, tie), when)
+        yield Choice.of(label, Preference(prompt, first, second, tie), when)
 
 
 def _ranked(value: Any, fields: Mapping[str, str]) -> dict[str, float] | None:
@@ -191,35 +195,42 @@ def is_label_studio(row: Row) -> bool:
     return isinstance(row.get("data"), Mapping) and isinstance(row.get("annotations"), list)
 
 
-def label_studio(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+def label_studio(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Pairwise results: the left or the right text, or a tie; whose: who completed the annotation."""
-    for _, row in rows:
+    for where, row in rows:
         data = {str(name): worded(text) for name, text in row["data"].items()}
-        for annotation in row["annotations"]:
-            if not isinstance(annotation, Mapping) or annotation.get("was_cancelled"):
-                continue
-            for result in _list(annotation.get("result")):
-                if not isinstance(result, Mapping) or result.get("type") != "pairwise":
-                    continue
-                value = result.get("value")
-                selected = value.get("selected") if isinstance(value, Mapping) else None
-                names = _sides(result.get("to_name"), data)
-                whose = person_in(annotation.get("completed_by"))
-                when = seconds(annotation.get("updated_at") or annotation.get("created_at"))
-                tie = tie_said(selected)
-                if tie is not None and names is not None:
-                    yield from _tied(data, names, tie, tally, whose, when)
-                elif selected not in ("left", "right") and tie is None:
-                    tally.unsaid += 1
-                elif names is None or not all(data[name].strip() for name in names):
-                    tally.lost += 1
-                elif data[names[0]] == data[names[1]]:
-                    tally.unsaid += 1
-                else:
-                    left, right = (data[name] for name in names)
-                    better, worse = (left, right) if selected == "left" else (right, left)
-                    prompt = _on_its_own(_prompt_of(data, {_name(n) for n in names}))
-                    yield Choice(whose, Preference(prompt, better, worse), when)
+        for annotation, result in _pairwise(row["annotations"]):
+            label = labels.of(where, row, annotation.get("completed_by"))
+            if label is None:
+                break  # no annotation of the task has what the task lacks
+            value = result.get("value")
+            selected = value.get("selected") if isinstance(value, Mapping) else None
+            names = _sides(result.get("to_name"), data)
+            when = seconds(annotation.get("updated_at") or annotation.get("created_at"))
+            tie = tie_said(selected)
+            if tie is not None and names is not None:
+                yield from _tied(data, names, tie, tally, label, when)
+            elif selected not in ("left", "right") and tie is None:
+                tally.unsaid += 1
+            elif names is None or not all(data[name].strip() for name in names):
+                tally.lost += 1
+            elif data[names[0]] == data[names[1]]:
+                tally.unsaid += 1
+            else:
+                left, right = (data[name] for name in names)
+                better, worse = (left, right) if selected == "left" else (right, left)
+                prompt = _on_its_own(_prompt_of(data, {_name(n) for n in names}))
+                yield Choice.of(label, Preference(prompt, better, worse), when)
+
+
+def _pairwise(annotations: Iterable[Any]) -> Iterator[tuple[Row, Row]]:
+    """Annotations that were not cancelled, with each of their pairwise results."""
+    for annotation in annotations:
+        if not isinstance(annotation, Mapping) or annotation.get("was_cancelled"):
+            continue
+        for result in _list(annotation.get("result")):
+            if isinstance(result, Mapping) and result.get("type") == "pairwise":
+                yield annotation, result
 
 
 def _sides(to_name: Any, data: Mapping[str, str]) -> tuple[str, str] | None:
@@ -247,35 +258,57 @@ def is_rated(row: Row) -> bool:
     return "chosen" not in row and "completion" in row and any(name in row for name in _SCORES)
 
 
-def rated(
-    rows: Iterable[tuple[str, Row]], tally: Tally, log: RowLog, person_column: str | None
-) -> Iterator[Choice]:
+@dataclass
+class _Ratings:
+    """One person's ratings of responses to one prompt, by text; stars: whether they are stars, not thumbs."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    kinds: dict[str, str | None] = field(default_factory=dict)
+    stars: bool = False
+
+
+def rated(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Of one person's responses to the same prompt, each against those that are rated lower, and ties between
     those with the same number of stars; as many stars more are the choice's strength. Labels are thumbs: two
-    that are alike say too little for a tie."""
-    groups: dict[tuple[str | None, str], dict[str, float]] = {}
-    starred: set[tuple[str | None, str]] = set()
+    that are alike say too little for a tie. What is for another part of the data is compared apart."""
+    groups: dict[tuple[Label, str], _Ratings] = {}
     for where, row in rows:
+        label = labels.of(where, row)
+        if label is None:
+            continue
         try:
-            person = None if person_column is None else person_name(row, person_column)
-            prompt, text = _text(row.get("prompt") or "", "prompt"), _text(row["completion"], "completion")
-            column = next(name for name in _SCORES if name in row)
+            prompt, text, column = _rated_texts(row)
             score = _score(row[column])
         except DataError as error:
-            log.reject(where, error)
+            labels.log.reject(where, error)
             continue
         except RecursionError:
-            log.reject(where, TOO_DEEP)
+            labels.log.reject(where, TOO_DEEP)
             continue
-        if text.strip():
-            groups.setdefault((person, prompt), {})[text] = score  # the latest counts
-            if column != _THUMB:
-                starred.add((person, prompt))
-        else:
-            log.reject(where, "'completion' is empty")
-    for (person, prompt), scores in groups.items():
-        stars = (person, prompt) in starred
-        yield from _by_rank(prompt, scores, tally, person, 0.0, ties=stars, graded=stars)
+        own = groups.setdefault((replace(label, kind=None), prompt), _Ratings())
+        tally.rerated += own.scores.get(text, score) != score
+        own.scores[text] = score  # the latest counts
+        own.kinds[text] = label.kind
+        own.stars = own.stars or column != _THUMB
+        others = (name for name in _SCORES if name != column and row.get(name) not in (None, ""))
+        tally.beside |= dict.fromkeys(others, column)
+    for (label, prompt), own in groups.items():
+        yield from _by_rank(
+            prompt, own.scores, tally, label, 0.0, ties=own.stars, graded=own.stars, kinds=own.kinds
+        )
+
+
+def _rated_texts(row: Row) -> tuple[str, str, str]:
+    """Prompt and response of a rating, and the column with its score. DataError where one is missing."""
+    if row.get("completion") is None:
+        raise DataError("'completion' is missing")
+    prompt, text = _text(row.get("prompt") or "", "prompt"), _text(row["completion"], "completion")
+    column = next((name for name in _SCORES if name in row), None)
+    if column is None:
+        raise DataError(f"there is no {', '.join(map(repr, _SCORES[:-1]))} or {_SCORES[-1]!r}")
+    if not text.strip():
+        raise DataError("'completion' is empty")
+    return prompt, text, column
 
 
 def _text(value: Any, name: str) -> str:
@@ -306,24 +339,33 @@ def _by_rank(
     prompt: str,
     scores: Mapping[str, float],
     tally: Tally,
-    person: str | None,
+    label: Label,
     when: float,
     *,
     ties: bool,
     graded: bool = False,
+    kinds: Mapping[str, str | None] | None = None,
 ) -> Iterator[Choice]:
     """Pairs of texts by their scores, the higher one preferred; ties: whether equal scores are ties; graded:
-    whether it says how strongly one is preferred by how much its score is higher."""
+    whether it says how strongly one is preferred by how much its score is higher; kinds: of what kind each
+    text is, where texts say it and not the label."""
+
+    def choice(pair: Preference) -> Choice:
+        if kinds is None:
+            return Choice.of(label, pair, when)
+        both = kinds_together((kinds[pair.chosen], kinds[pair.rejected]))
+        return Choice.of(replace(label, kind=both), pair, when)
+
     texts = {text: score for text, score in scores.items() if text.strip()}
     tally.alone += len(texts) == 1
     for better, worse in nearest_lower(texts, tally):
         strength = min(texts[better] - texts[worse], STRONGEST) if graded else None
-        yield Choice(person, Preference(prompt, better, worse, strength=strength), when)
+        yield choice(Preference(prompt, better, worse, strength=strength))
     if not ties:
         tally.unsaid += twos(texts.values())
         return
     for one, other in equal_ones(texts, tally):
-        yield Choice(person, Preference(prompt, one, other, "equal"), when)
+        yield choice(Preference(prompt, one, other, "equal"))
 
 
 def _list(value: Any) -> list[Any]:
