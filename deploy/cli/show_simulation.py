@@ -124,11 +124,11 @@ def show_result(result: RunResult, directory: Path, console: Drawing | None = No
 
 def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
     scores = sorted(result.per_person.values())
-    spread = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+    error = f" ± {statistics.stdev(scores) / len(scores) ** 0.5:.3f}" if len(scores) > 1 else ""
     yield "people, and choices of each", f"{result.clients}, {result.given}"
     yield (
         f"personal accuracy ({one_line(result.evaluated_on)}, mean over people)",
-        f"{result.accuracy:.3f} ± {spread:.3f}",
+        f"{result.accuracy:.3f}{error}",
     )
     if scores:
         yield "  worst, median, best person", " ".join(f"{s:.2f}" for s in _quantiles(scores))
@@ -162,9 +162,11 @@ def _spread_rows(spread: AccuracySpread | None) -> Iterator[tuple[str, str]]:
     """For whom the mean says what is true."""
     if spread is None:
         return
-    yield "  95% interval, people drawn anew", _from_to(spread.interval)
+    if spread.interval is not None:
+        yield "  95% interval, people drawn anew", _from_to(spread.interval)
     yield "  worst tenth of the people", f"{spread.worst_tenth:.3f}"
-    yield "of all test pairs together", f"{spread.over_pairs:.3f} ({_from_to(spread.pairs_interval)})"
+    within = "" if spread.pairs_interval is None else f" ({_from_to(spread.pairs_interval)})"
+    yield "of all test pairs together", f"{spread.over_pairs:.3f}{within}"
     if spread.well_tested is not None:
         mean, people = spread.well_tested
         yield f"  people with {FEW} test pairs or more", f"{mean:.3f}, {people} people"
