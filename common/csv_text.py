@@ -1,4 +1,4 @@
-"""Tables that leave the console as CSV, in which no text is taken for a formula."""
+"""Tables that leave as CSV, in which no text is taken for a formula."""
 
 from __future__ import annotations
 
