@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from penchant.common.csv_text import csv_text
 
 __all__ = ["FEW", "PEOPLE_FILE", "AccuracySpread", "ClientScore", "DataThird", "spread_of", "table_of"]
 
@@ -92,18 +92,14 @@ def spread_of(scores: Sequence[ClientScore]) -> AccuracySpread | None:
 
 
 def table_of(scores: Sequence[ClientScore], folders: Sequence[str] | None = None) -> bytes:
-    """Everybody's figures as CSV: person, training and test pairs, accuracy; before them the folder of each
-    person's model, where there are any."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
+    """Everybody's figures as CSV that no spreadsheet computes: person, training and test pairs, accuracy;
+    before them the folder of each person's model, where there are any."""
     rows: list[tuple[object, ...]] = [("person", "train_pairs", "test_pairs", "accuracy")]
     rows += [(score.client, score.n_train, score.n_test, score.accuracy) for score in scores]
-    if folders is None:
-        table.writerows(rows)
-    else:
+    if folders is not None:
         before = ("folder", *folders)
-        table.writerows((folder, *row) for folder, row in zip(before, rows, strict=True))
-    return text.getvalue().encode()
+        rows = [(folder, *row) for folder, row in zip(before, rows, strict=True)]
+    return csv_text(rows).encode()
 
 
 def _over_pairs(accuracy: NDArray[np.float64], tested: NDArray[np.float64]) -> float:

@@ -107,6 +107,14 @@ def test_every_figure_is_within_what_people_have(rows: list[tuple[int, float, in
     assert sum(group.people for group in spread.groups) in (0, len(rows))
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\uff1d1", "\t=1"])
+def test_nobodys_name_is_computed_by_a_spreadsheet(name: str) -> None:
+    (row,) = csv.DictReader(table_of([ClientScore(name, 10, 0.5, 20)], ["=folder"]).decode().splitlines())
+    assert row["person"].lstrip("\t").startswith("'")
+    assert row["person"].replace("'", "") == name
+    assert (row["folder"], row["accuracy"]) == ("'=folder", "0.5")
+
+
 def test_the_table_has_everybody() -> None:
     (row,) = csv.DictReader(table_of([ClientScore('a, "b"', 10, 0.5, 20)]).decode().splitlines())
     assert row == {"person": 'a, "b"', "train_pairs": "20", "test_pairs": "10", "accuracy": "0.5"}
