@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn
@@ -11,6 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from penchant.common.config import RunConfig
+from penchant.common.errors import RoundFailed
 from penchant.common.printable import one_line
 from penchant.common.wording import counted, percent
 from penchant.deploy import run_directory
@@ -82,7 +84,8 @@ def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | No
             with run_directory.claim(directory):
                 pass  # refuse at once where another process works: what follows takes seconds
             world = world or prepare(config, start=begun_with(directory))
-            result = _run(config, directory, world, console)
+            with _told_of_dropouts(config, directory):
+                result = _run(config, directory, world, console)
     show_result(result, directory, console)
     return RunModels(directory, world)
 
@@ -93,9 +96,24 @@ def race_and_show(plan: RacePlan, directory: Path) -> RunModels:
     with on_interrupt(f"go on with --resume {directory}"):
         errors = Drawing(stderr=True)
         errors.print(note(f"{plan.cost}."))
-        with ProgressBars(Drawing()) as drawn:
+        with ProgressBars(Drawing()) as drawn, _told_of_dropouts(plan.asked, directory):
             world = plan.run(directory, drawn)
     return run_and_show(world.config, directory, world)
+
+
+@contextmanager
+def _told_of_dropouts(config: RunConfig, directory: Path) -> Iterator[None]:
+    """Inside this block, a round that fails says what to do about devices that the simulation silences."""
+    try:
+        yield
+    except RoundFailed as error:
+        if config.federation.dropout:
+            error.on_command_line = (
+                f"{error}; --dropout {config.federation.dropout:g} silences so many: go on with --resume "
+                f"{directory}, which draws anew, or begin anew with a smaller --dropout, more --attempts or "
+                "a larger --cohort"
+            )
+        raise
 
 
 def _run(config: RunConfig, directory: Path, world: SimulationSetup, console: Drawing) -> RunResult:
