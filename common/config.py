@@ -29,6 +29,7 @@ from penchant.common.settings import (
     as_in,
     build_section,
     current_keys,
+    current_names,
     known_keys,
     section_table,
     setting,
@@ -323,7 +324,7 @@ def head_of(model: ModelConfig, adapter: AdapterConfig) -> Head:
     if model.beside and adapter.rule.adapts_modules:
         raise ConfigError(
             f'model.beside is for shares that adapt no module, such as common, and share "{adapter.share}" '
-            "does; drop one of them",
+            "does; name one of those, or drop model.beside",
             about=("model.beside", "adapter.share"),
         )
     if model.rule.has_head:
@@ -722,12 +723,20 @@ class RunConfig(Section):
         return known_keys(cls, current_keys(cls, found, quiet=True))
 
     @classmethod
+    def keys_in_file(cls, path: Path) -> dict[str, Any]:
+        """As `keys_in`, of a TOML file, with a notice about old names; ConfigError when it can't be read."""
+        text = _text_of(path)
+        current_names(cls, _parsed(text))  # gives the notice
+        try:
+            return cls.keys_in(text)
+        except ConfigError:
+            cls.from_toml(text)  # says better what is wrong with the table that a key stands in
+            raise
+
+    @classmethod
     def read(cls, path: Path) -> Self:
         """Read a TOML file; ConfigError when it can't be read."""
-        try:
-            return cls.from_toml(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"can't read configuration {path}: {error}") from None
+        return cls.from_toml(_text_of(path))
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """A copy with dotted keys replaced, e.g. ``{"adapter.share": "B", "seed": 3}``."""
@@ -764,6 +773,13 @@ class RunConfig(Section):
             dp_participations=self.privacy.dp_participations,
             dp_honest=self.privacy.dp_honest,
         )
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read configuration {path}: {error}") from None
 
 
 def _parsed(text: str) -> dict[str, Any]:

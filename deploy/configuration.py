@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ _OF_ADAPTERS: Final = (
     "federation.warmup_rounds",
 )
 """Settings about adapters in blocks of the base model, and a score head beside them."""
+_BESIDE: Final = "model.beside"
 FEW_ROUNDS: Final = 8
 """Runs of fewer are tries, of which nobody wants to hear that they could be better."""
 
@@ -33,11 +35,10 @@ def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | N
 
     tuned_in: a recipe in place of the data set's.
     """
-    explicit = asked_for(flags, file)
+    explicit = asked_for(flags, file, tuned_in)
     base = RunConfig()
     dataset = explicit.get("data.dataset", base.data.dataset)
-    usual = tuned_in.share if tuned_in else _usual_share(str(dataset), explicit)
-    share = str(explicit.get("adapter.share", usual or base.adapter.share))
+    share = _share_of(explicit, tuned_in)
     found = fitting(tuned_in.changes(share) if tuned_in else recipe(str(dataset), share), explicit)
     tuned = {"adapter.share": share, **current_keys(RunConfig, found)}
     if explicit.get("data.clients"):  # the recipe's cohort was tuned for everybody
@@ -50,12 +51,33 @@ def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | N
     return base.changed(tuned | explicit)
 
 
-def _usual_share(dataset: str, asked: dict[str, Any]) -> str | None:
-    """The share that the recipe of a data set names; None where it does not suit what is asked for."""
+def _share_of(asked: Mapping[str, Any], tuned_in: RecipeFile | None = None) -> str:
+    """The share of a run that asks for these settings: the one asked for, or the usual one."""
+    base = RunConfig()
+    if "adapter.share" in asked:
+        return str(asked["adapter.share"])
+    if tuned_in is not None:
+        return tuned_in.share or base.adapter.share
+    return _usual_share(str(asked.get("data.dataset", base.data.dataset)), asked) or base.adapter.share
+
+
+def _usual_share(dataset: str, asked: Mapping[str, Any]) -> str | None:
+    """The share that the recipe of a data set names; None where it does not suit what is asked for.
+
+    ConfigError where no usual share suits two things that are asked for.
+    """
     share = usual_share(dataset)
     usual = dotted_table(RunConfig())
-    needs_adapters = any(_plain(asked.get(key, usual[key])) != _plain(usual[key]) for key in _OF_ADAPTERS)
-    return None if share and needs_adapters and not share_rule(share).adapts_modules else share
+    of_adapters = [key for key in _OF_ADAPTERS if _plain(asked.get(key, usual[key])) != _plain(usual[key])]
+    if not share or not of_adapters or share_rule(share).adapts_modules:
+        return share
+    if asked.get(_BESIDE) and "model.objective" not in of_adapters:  # an objective says itself what it lacks
+        raise ConfigError(
+            f"{_BESIDE} is for shares that adapt no module, such as {share}, and {of_adapters[0]} for those "
+            "that do; drop one of them",
+            about=(_BESIDE, of_adapters[0]),
+        )
+    return None
 
 
 def _plain(value: object) -> object:
@@ -63,24 +85,31 @@ def _plain(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def asked_for(flags: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    """The settings that a file and flags give, by dotted keys."""
-    return file_changes(file) | current_keys(RunConfig, flags)
+def asked_for(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | None = None) -> dict[str, Any]:
+    """The settings that a file and flags give, by dotted keys.
+
+    tuned_in: as of `configure`: it can name the share that a file's settings are for.
+    """
+    given = current_keys(RunConfig, flags)
+    return _file_changes(file, given, tuned_in) | given
 
 
-def has_untuned_settings(asked: dict[str, Any]) -> bool:
-    """Whether a run has settings that nobody chose for its data, and rounds enough to race between some."""
-    config = RunConfig().changed(asked)
+def has_untuned_settings(config: RunConfig, asked: Mapping[str, Any]) -> bool:
+    """Whether a run has settings that nobody chose for its data, and rounds enough to race between some.
+
+    config: of the run. asked: what of it was given, by dotted keys.
+    """
     own = not has_recipe(config.data.dataset) and "adapter.share" not in asked
     return own and config.federation.rounds >= FEW_ROUNDS and not config.privacy.dp_epsilon
 
 
-def file_changes(file: Path | None) -> dict[str, Any]:
-    """The keys that a file sets, dotted; the whole file is validated first."""
+def _file_changes(file: Path | None, flags: Mapping[str, Any], tuned_in: RecipeFile | None) -> dict[str, Any]:
+    """The keys that a file sets, dotted; the whole file is validated first, with the share of its run."""
     if file is None:
         return {}
-    RunConfig.read(file)  # gives the notice about old names
-    return RunConfig.keys_in(file.read_text(encoding="utf-8"))
+    found = RunConfig.keys_in_file(file)
+    RunConfig().changed({"adapter.share": _share_of(found | flags, tuned_in), **found})
+    return found
 
 
 def names_of(text: str) -> tuple[str, ...]:

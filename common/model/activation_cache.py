@@ -14,25 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.tails import Activations, Tail, log
 
 CACHE_BYTES = 4 << 30
 _WARM_TEXTS = 16
-_IN_COMPANY = b"+"  # behind a text's key: what is kept was not computed alone, nor in a batch of `warm`
+_IN_COMPANY = b"+"  # behind a key: what is kept was not computed alone, nor in a batch of `warm`
+_BYTES_A_KEY = 4096  # of the limit: how many texts' keys are remembered, of some 300 bytes each
 _ALIGNED = 64  # bytes: where a tensor may begin in a file, as in memory that torch gives out
 
 Text = str | tuple[str, str]
 
 
 class PrefixCache:
-    """Activations by text, least recently used first out, within a limit of bytes.
+    """Activations by what is read of a text, least recently used first out, within a limit of bytes.
 
-    Threads may ask at once: each text is computed by one of them, the others wait for it.
+    Texts of which the same tokens are read, such as two that differ only where they are cut, are one: they
+    have the same activations, to the bit. Threads may ask at once: each text is computed by one of them, the
+    others wait for it.
 
     Args:
-        tokens: text -> its token ids [L], or whatever else with a length the tail knows. A text is a string,
-            or a prompt and a response.
+        tokens: text -> its token ids [L], or `ResponseTokens`: what the tail reads. A text is a string, or a
+            prompt and a response.
         tail: knows what to keep of a text.
         limit: bytes kept; one request may exceed it while it is being answered.
     """
@@ -42,6 +47,7 @@ class PrefixCache:
         self._tail = tail
         self._limit = limit
         self._kept: OrderedDict[bytes, Activations] = OrderedDict()
+        self._keys: OrderedDict[bytes, bytes] = OrderedDict()  # by text, so that it is tokenized once
         self._running: set[bytes] = set()
         self._changed = threading.Condition()
         self.held = 0  # bytes
@@ -54,46 +60,59 @@ class PrefixCache:
         """Forget everything, so that the next `warm` gives the bits it would give in a new process."""
         with self._changed:
             self._kept.clear()
+            self._keys.clear()
             self.held = 0
+
+    def key(self, text: Text) -> bytes:
+        """What texts of which the same is read have in common, and no others."""
+        own = _digest(text)
+        with self._changed:
+            known = self._keys.get(own)
+            if known is not None:
+                self._keys.move_to_end(own)
+                return known
+        return self._named(own, self._tokens(text))
 
     def get(self, texts: Sequence[Text]) -> list[Activations]:
         """Activations of each text, computed alone where they are not kept."""
-        return [self._one(_key(text), text) for text in texts]
+        return [self._one(self.key(text), text) for text in texts]
 
     def together(self, texts: Sequence[Text]) -> list[Activations]:
         """Activations of each text, for whoever bears other last bits than those of `get`: those that are not
         kept are computed at once, a few times as fast as one by one, and kept apart from what `get` gives."""
-        found: dict[Text, Activations] = {}
-        while waiting := [text for text in dict.fromkeys(texts) if text not in found]:
-            known, missing = self._taken({text: _key(text) + _IN_COMPANY for text in waiting})
+        keys = [self.key(text) for text in texts]
+        wanted = dict(zip(keys, texts, strict=True))  # of those of which the same is read, one
+        found: dict[bytes, Activations] = {}
+        while waiting := [key for key in wanted if key not in found]:
+            known, missing = self._taken(waiting)
             found |= known
             if missing:
-                found |= self._computed(missing)
-        return [found[text] for text in texts]
+                found |= self._computed({key: wanted[key] for key in missing})
+        return [found[key] for key in keys]
 
     def warm(self, texts: Iterable[Text], threads: int = 1) -> None:
-        """Compute texts ahead, in batches that depend on the set of texts alone.
+        """Compute texts ahead, in batches that depend on the set of texts alone, and of it on what is read.
 
         `threads` batches run at a time (let torch use one thread itself then). When not all of the
         activations would fit, this does nothing and leaves the texts to `get`.
         """
         ordered = sorted((len(ids), text, ids) for text, ids in ((t, self._tokens(t)) for t in set(texts)))
-        chunks = [ordered[i : i + _WARM_TEXTS] for i in range(0, len(ordered), _WARM_TEXTS)]
-        missing = [chunk for chunk in chunks if any(_key(text) not in self._kept for _, text, _ in chunk)]
+        different = {self._named(_digest(text), ids): ids for _, text, ids in ordered}
+        listed = list(different.items())
+        chunks = [listed[i : i + _WARM_TEXTS] for i in range(0, len(listed), _WARM_TEXTS)]
+        missing = [chunk for chunk in chunks if any(key not in self._kept for key, _ in chunk)]
         if not missing:
             return
         shortest, _, ids = ordered[0]
-        expected = (
-            _size(self._tail.precompute([ids])[0]) // shortest * sum(length for length, _, _ in ordered)
-        )
+        expected = _size(self._tail.precompute([ids])[0]) // shortest * sum(map(len, different.values()))
         if expected > self._limit:
             log.info("the activations of %d texts would not fit; they are computed as needed", len(ordered))
             return
         with ThreadPoolExecutor(threads) as pool:
             for chunk, entries in zip(missing, pool.map(self._chunk, missing), strict=True):
                 with self._changed:
-                    for (_, text, _), entry in zip(chunk, entries, strict=True):
-                        self._keep(_key(text), entry)
+                    for (key, _), entry in zip(chunk, entries, strict=True):
+                        self._keep(key, entry)
 
     def write(self, path: Path) -> None:
         """Write all that is kept to a file, for `read` of a cache of the same model in any process.
@@ -102,14 +121,15 @@ class PrefixCache:
         """
         with self._changed:
             kept = list(self._kept.items())
-        index: dict[str, list[tuple[str, list[int], int]]] = {}
+            texts = {own.hex(): key.hex() for own, key in self._keys.items()}
+        entries: dict[str, list[tuple[str, list[int], int]]] = {}
         end = 0
         for key, entry in kept:
-            index[key.hex()] = places = []
+            entries[key.hex()] = places = []
             for tensor in entry:
                 places.append((str(tensor.dtype).removeprefix("torch."), list(tensor.shape), end))
                 end += _up(tensor.numel() * tensor.element_size())
-        head = json.dumps(index).encode()
+        head = json.dumps({"entries": entries, "texts": texts}).encode()
         with path.open("wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
             file.write(bytes(_up(file.tell()) - file.tell()))
@@ -127,12 +147,24 @@ class PrefixCache:
         with self._changed:
             self._kept = OrderedDict(
                 (bytes.fromhex(key), tuple(_mapped(mapped[begin:], *place) for place in places))
-                for key, places in index.items()
+                for key, places in index["entries"].items()
+            )
+            self._keys = OrderedDict(
+                (bytes.fromhex(own), bytes.fromhex(key)) for own, key in index["texts"].items()
             )
             self.held = sum(map(_size, self._kept.values()))
 
-    def _chunk(self, chunk: Sequence[tuple[int, Text, Any]]) -> list[Activations]:
-        return self._tail.precompute([ids for _, _, ids in chunk])
+    def _named(self, own: bytes, tokens: Any) -> bytes:
+        """The key of a text with these tokens, which is remembered by the text's own digest."""
+        key = _key(tokens)
+        with self._changed:
+            self._keys[own] = key
+            while len(self._keys) > self._limit // _BYTES_A_KEY:
+                self._keys.popitem(last=False)
+        return key
+
+    def _chunk(self, chunk: Sequence[tuple[bytes, Any]]) -> list[Activations]:
+        return self._tail.precompute([ids for _, ids in chunk])
 
     def _one(self, key: bytes, text: Text) -> Activations:
         with self._changed:
@@ -151,32 +183,32 @@ class PrefixCache:
                 self._changed.notify_all()
         return entry
 
-    def _taken(self, keys: Mapping[Text, bytes]) -> tuple[dict[Text, Activations], dict[Text, bytes]]:
-        """Of some texts (what is kept, in company or not; which this thread is to compute), the others being
+    def _taken(self, keys: Sequence[bytes]) -> tuple[dict[bytes, Activations], list[bytes]]:
+        """Of some keys (what is kept, in company or not; which this thread is to compute), the others being
         computed by other threads; waits until there is any of the two."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._running.issuperset(keys.values()))
-            free = {text: key for text, key in keys.items() if key not in self._running}
-            known: dict[Text, Activations] = {}
-            for text, key in free.items():
-                kept = next((k for k in (key.removesuffix(_IN_COMPANY), key) if k in self._kept), None)
+            self._changed.wait_for(lambda: not self._running.issuperset(key + _IN_COMPANY for key in keys))
+            free = [key for key in keys if key + _IN_COMPANY not in self._running]
+            known: dict[bytes, Activations] = {}
+            for key in free:
+                kept = next((k for k in (key, key + _IN_COMPANY) if k in self._kept), None)
                 if kept is not None:
                     self._kept.move_to_end(kept)
-                    known[text] = self._kept[kept]
-            missing = {text: key for text, key in free.items() if text not in known}
-            self._running.update(missing.values())
+                    known[key] = self._kept[kept]
+            missing = [key for key in free if key not in known]
+            self._running.update(key + _IN_COMPANY for key in missing)
         return known, missing
 
-    def _computed(self, missing: Mapping[Text, bytes]) -> dict[Text, Activations]:
-        """Compute texts that this thread has taken, at once, and keep them."""
+    def _computed(self, missing: Mapping[bytes, Text]) -> dict[bytes, Activations]:
+        """Compute texts that this thread has taken, by their keys, at once, and keep them."""
         try:
-            entries = self._tail.precompute([self._tokens(text) for text in missing])
+            entries = self._tail.precompute([self._tokens(text) for text in missing.values()])
             with self._changed:
-                for key, entry in zip(missing.values(), entries, strict=True):
-                    self._keep(key, entry)
+                for key, entry in zip(missing, entries, strict=True):
+                    self._keep(key + _IN_COMPANY, entry)
         finally:
             with self._changed:
-                self._running.difference_update(missing.values())
+                self._running.difference_update(key + _IN_COMPANY for key in missing)
                 self._changed.notify_all()
         return dict(zip(missing, entries, strict=True))
 
@@ -190,7 +222,14 @@ class PrefixCache:
             self.held -= _size(dropped)
 
 
-def _key(text: Text) -> bytes:
+def _key(tokens: Tensor | ResponseTokens) -> bytes:
+    if isinstance(tokens, ResponseTokens):
+        numbers, start = tokens.ids.numpy().tobytes(), b"%d:" % tokens.start
+        return hashlib.blake2b(start + numbers, digest_size=16, person=b"response").digest()
+    return hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16).digest()
+
+
+def _digest(text: Text) -> bytes:
     if isinstance(text, str):
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
     first, second = (part.encode() for part in text)

@@ -14,7 +14,7 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,10 +66,15 @@ class Pair(Protocol):
 
 @dataclass(frozen=True)
 class Texts:
-    """n distinct texts, ready to be embedded at every step without work per text in Python."""
+    """n texts, ready to be embedded at every step without work per text in Python.
+
+    first: the first text, [n], of which the same is read as of each, whose score it has; None where something
+        else is read of every one.
+    """
 
     packed: Any
     count: int
+    first: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -250,17 +255,19 @@ class RewardModel:
         )
 
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
-        """Encode each distinct text of some pairs once; pairs become indices into the texts.
+        """Encode each distinct text of some pairs once; pairs become indices into the texts. Texts of which
+        the model reads the same are one, so that their scores are equal, to the bit.
 
         Raises:
             DataError: there are no pairs.
         """
         if not pairs:
             raise DataError("there are no preference pairs; record some choices first")
-        places: dict[Text, int] = {}
-        chosen = [places.setdefault(self._text(p.prompt, p.chosen), len(places)) for p in pairs]
-        rejected = [places.setdefault(self._text(p.prompt, p.rejected), len(places)) for p in pairs]
-        parts = tuple(self.cache.get(list(places)))
+        texts = [self._text(p.prompt, p.chosen) for p in pairs]
+        texts += [self._text(p.prompt, p.rejected) for p in pairs]
+        distinct, places = self._distinct(texts)
+        chosen, rejected = places[: len(pairs)], places[len(pairs) :]
+        parts = tuple(self.cache.get(distinct))
         ties = self._ties([is_tie(p) for p in pairs])
         weights = self._weights(weights_of(pairs))
         return PreparedPairs(
@@ -269,8 +276,14 @@ class RewardModel:
 
     def prepare_texts(self, texts: Sequence[tuple[str, str]]) -> Texts:
         """Encode (prompt, response) texts, in this order, to score them: those that are new are read at once,
-        so that the last bits of a score can depend on what else was asked for."""
-        return self._pack(self.cache.together([self._text(prompt, response) for prompt, response in texts]))
+        so that the last bits of a score can depend on what else was asked for. Of those of which the model
+        reads the same, all have one score."""
+        asked = [self._text(prompt, response) for prompt, response in texts]
+        packed = self._pack(self.cache.together(asked))
+        distinct, places = self._distinct(asked)
+        if len(distinct) == len(asked):
+            return packed
+        return replace(packed, first=self._index([places.index(place) for place in places]))
 
     def subset(self, prepared: PreparedPairs, rows: Sequence[int]) -> PreparedPairs:
         """Some of the pairs, with only their texts."""
@@ -372,6 +385,8 @@ class RewardModel:
     def scores(self, texts: Texts, effective: MergedWeights) -> Tensor:
         """Rewards [n] of n texts; differentiable in the factors and the head."""
         found = self.tail.forward(texts.packed, effective)
+        if texts.first is not None:
+            found = found[texts.first]
         if self.objective.implicit is not None:
             return self.objective.implicit(LogProbabilities(*found.unbind(1)), self.beta)
         return self._scaled(found) @ effective.head[0]
@@ -513,6 +528,18 @@ class RewardModel:
             ids = ids + end
         ids = ids or [self._backbone.pad_id]
         return ResponseTokens(torch.tensor(ids, dtype=torch.long), min(max(start, 1), len(ids)))
+
+    def _distinct(self, texts: Sequence[Text]) -> tuple[list[Text], list[int]]:
+        """Texts of each of which the model reads something else, and which of them each text reads as."""
+        places: dict[bytes, int] = {}
+        distinct: list[Text] = []
+        found = []
+        for text in texts:
+            place = places.setdefault(self.cache.key(text), len(distinct))
+            if place == len(distinct):
+                distinct.append(text)
+            found.append(place)
+        return distinct, found
 
     def _pack(self, parts: Sequence[Activations]) -> Texts:
         return Texts(self.tail.collate(parts), len(parts))

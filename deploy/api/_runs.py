@@ -24,6 +24,7 @@ from penchant.deploy.configuration import configure
 from penchant.deploy.recipes.recipe_file import RecipeFile
 from penchant.deploy.report import PAGES, write_report
 from penchant.deploy.simulation import runner
+from penchant.deploy.simulation.candidates import candidates
 from penchant.deploy.simulation.race import RacePlan
 from penchant.deploy.simulation.race_record import RaceRecord
 from penchant.deploy.simulation.result import RoundSummary
@@ -144,7 +145,7 @@ def simulate(
         if auto:
             _refuse_settled(config, recipe)
             wanted = source.changes(None) | asked
-            plan = RacePlan.of(wanted, source.people(RunConfig().changed(wanted)))
+            plan = RacePlan.of(wanted, source.people(candidates(wanted)[0].config))
             directory, kept = _place(out)
             world = _raced(plan, directory, progress)
         else:

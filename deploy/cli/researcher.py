@@ -78,6 +78,7 @@ def _begin(
     """
     tuned = RecipeFile.read(recipe) if recipe else None
     config = configure(flags, file, tuned)
+    untuned = hint and tuned is None and has_untuned_settings(config, asked_for(flags, file))
     directory = out or Path("runs") / _run_name(config)
     run_directory.refuse_used(directory)
     from penchant.deploy.cli.show_simulation import run_and_show
@@ -92,7 +93,7 @@ def _begin(
     run_directory.create(directory, config, start.encode() if start else b"")
     if tuned is not None and tuned.tuned is not None:
         notice(tuned.tuned.words())
-    elif hint and not begin_with and has_untuned_settings(asked_for(flags, file)):
+    elif untuned and not begin_with:
         notice(
             f"nothing was tuned on these data; this runs share {config.adapter.share} with usual rates, and "
             "--auto has a race choose, in about twice the rounds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn
@@ -11,6 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from penchant.common.config import RunConfig
+from penchant.common.errors import RoundFailed
 from penchant.common.printable import one_line
 from penchant.common.wording import counted, percent
 from penchant.deploy import run_directory
@@ -82,7 +84,8 @@ def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | No
             with run_directory.claim(directory):
                 pass  # refuse at once where another process works: what follows takes seconds
             world = world or prepare(config, start=begun_with(directory))
-            result = _run(config, directory, world, console)
+            with _told_of_dropouts(config, directory):
+                result = _run(config, directory, world, console)
     show_result(result, directory, console)
     return RunModels(directory, world)
 
@@ -93,9 +96,24 @@ def race_and_show(plan: RacePlan, directory: Path) -> RunModels:
     with on_interrupt(f"go on with --resume {directory}"):
         errors = Drawing(stderr=True)
         errors.print(note(f"{plan.cost}."))
-        with ProgressBars(Drawing()) as drawn:
+        with ProgressBars(Drawing()) as drawn, _told_of_dropouts(plan.asked, directory):
             world = plan.run(directory, drawn)
     return run_and_show(world.config, directory, world)
+
+
+@contextmanager
+def _told_of_dropouts(config: RunConfig, directory: Path) -> Iterator[None]:
+    """Inside this block, a round that fails says what to do about devices that the simulation silences."""
+    try:
+        yield
+    except RoundFailed as error:
+        if config.federation.dropout:
+            error.on_command_line = (
+                f"{error}; --dropout {config.federation.dropout:g} silences so many: go on with --resume "
+                f"{directory}, which draws anew, or begin anew with a smaller --dropout, more --attempts or "
+                "a larger --cohort"
+            )
+        raise
 
 
 def _run(config: RunConfig, directory: Path, world: SimulationSetup, console: Drawing) -> RunResult:
@@ -124,11 +142,11 @@ def show_result(result: RunResult, directory: Path, console: Drawing | None = No
 
 def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
     scores = sorted(result.per_person.values())
-    spread = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+    error = f" ± {statistics.stdev(scores) / len(scores) ** 0.5:.3f}" if len(scores) > 1 else ""
     yield "people, and choices of each", f"{result.clients}, {result.given}"
     yield (
         f"personal accuracy ({one_line(result.evaluated_on)}, mean over people)",
-        f"{result.accuracy:.3f} ± {spread:.3f}",
+        f"{result.accuracy:.3f}{error}",
     )
     if scores:
         yield "  worst, median, best person", " ".join(f"{s:.2f}" for s in _quantiles(scores))
@@ -162,9 +180,11 @@ def _spread_rows(spread: AccuracySpread | None) -> Iterator[tuple[str, str]]:
     """For whom the mean says what is true."""
     if spread is None:
         return
-    yield "  95% interval, people drawn anew", _from_to(spread.interval)
+    if spread.interval is not None:
+        yield "  95% interval, people drawn anew", _from_to(spread.interval)
     yield "  worst tenth of the people", f"{spread.worst_tenth:.3f}"
-    yield "of all test pairs together", f"{spread.over_pairs:.3f} ({_from_to(spread.pairs_interval)})"
+    within = "" if spread.pairs_interval is None else f" ({_from_to(spread.pairs_interval)})"
+    yield "of all test pairs together", f"{spread.over_pairs:.3f}{within}"
     if spread.well_tested is not None:
         mean, people = spread.well_tested
         yield f"  people with {FEW} test pairs or more", f"{mean:.3f}, {people} people"

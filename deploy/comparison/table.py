@@ -266,7 +266,25 @@ def _caveats(rows: Sequence[ComparisonRow], results: Sequence[RunResult], unfini
             "Not all numbers of choices left the same people and as many held-out pairs of each: along the "
             "learning curves, accuracies are not of exactly the same task."
         )
-    yield from dict.fromkeys(caveat for result in results for caveat in result.caveats)
+    for caveat in dict.fromkeys(caveat for result in results for caveat in result.caveats):
+        yield _of_whom([one for one in results if caveat in one.caveats], results) + caveat
+
+
+def _of_whom(own: Sequence[RunResult], results: Sequence[RunResult]) -> str:
+    """Before what is said of some results and not of all: by what they differ from the others."""
+    told = []
+    for key, name in (
+        ("share", "share"),
+        ("head", "head"),
+        ("pairs", "pairs a person"),
+        ("clients", "people"),
+        ("seed", "seed"),
+    ):
+        values = dict.fromkeys(getattr(one, key) for one in own)
+        if values.keys() != {getattr(one, key) for one in results}:
+            told.append(f"{name} {', '.join(map(str, values))}")
+    text = "; ".join(told)
+    return f"{text[0].upper()}{text[1:]}: " if text else ""
 
 
 def _held_out_differs(results: Sequence[RunResult]) -> bool:

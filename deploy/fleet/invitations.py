@@ -12,6 +12,7 @@ from pathlib import Path
 
 import segno
 
+from penchant.common.csv_text import csv_text
 from penchant.common.errors import UsageError
 from penchant.common.foreign_files import read_bytes
 from penchant.common.printable import is_printable
@@ -88,11 +89,8 @@ def invite_all(directory: Path, names: Sequence[str], expires: float) -> list[In
 
 def table(invitations: Sequence[Invitation]) -> str:
     """The same as CSV: name, token, and the day until which it is good."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("name", "token", "until"))
-    writer.writerows((_inert(one.name), one.text, _day(one.expires)) for one in invitations)
-    return out.getvalue()
+    rows = [(one.name, one.text, _day(one.expires)) for one in invitations]
+    return csv_text([("name", "token", "until"), *rows], end="\n")
 
 
 def sheet(invitations: Sequence[Invitation]) -> str:
@@ -107,11 +105,6 @@ def _card(one: Invitation) -> str:
 
 def _day(moment: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(moment))
-
-
-def _inert(name: str) -> str:
-    """A name that no spreadsheet takes for a formula."""
-    return f"'{name}" if name[0] in "=+-@" else name
 
 
 _PAGE = """<!doctype html>

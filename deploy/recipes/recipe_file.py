@@ -117,8 +117,8 @@ class RecipeFile:
                 raise ConfigError(f'recipe {path} has a table for share "{name}", which is not known here')
             if not isinstance(sections, dict) or not all(isinstance(one, dict) for one in sections.values()):
                 raise ConfigError(f"recipe {path}: [{name}] must hold tables such as [{name}.training]")
-            share = {} if name == _ALL else {"adapter.share": name}
-            RunConfig().changed(share | self.changes(name))
+        for name in [name for name in self.tables if name != _ALL] or [RunConfig().adapter.share]:
+            RunConfig().changed({"adapter.share": name, **self.changes(name)})
 
 
 def _tuned(table: object, path: Path) -> Tuned:

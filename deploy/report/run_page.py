@@ -166,6 +166,8 @@ def _spread_text(spread: AccuracySpread | None) -> str:
     """How far the mean can be trusted, and for whom it is not true."""
     if spread is None:
         return ""
+    if spread.interval is None:
+        return " From one person nothing follows for others."
     low, high = spread.interval
     return (
         f" With other people of this kind the mean would be between {percent(low)} and {percent(high)} (95%, "

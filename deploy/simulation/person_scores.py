@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from penchant.common.csv_text import csv_text
 
 __all__ = ["FEW", "PEOPLE_FILE", "AccuracySpread", "ClientScore", "DataThird", "spread_of", "table_of"]
 
@@ -51,9 +51,10 @@ class AccuracySpread:
     Attributes:
         over_people: the mean over people, in which everybody counts the same.
         interval: its 95% interval, by drawing people anew with replacement (percentile bootstrap; Efron and
-            Tibshirani 1993, chapter 13).
+            Tibshirani 1993, chapter 13); None of one person, who says nothing of others.
         over_pairs: the part of all test pairs that is ranked right, in which everybody counts by their pairs.
-        pairs_interval: its 95% interval, from the same draws: a person's pairs come together or not at all.
+        pairs_interval: its 95% interval, from the same draws: a person's pairs come together or not at all;
+            None of one person.
         worst_tenth: the mean over the tenth of the people who are served worst, at least one.
         well_tested: the mean over people with `FEW` test pairs or more, and how many they are; None where
             these are all or nobody.
@@ -61,9 +62,9 @@ class AccuracySpread:
     """
 
     over_people: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     over_pairs: float
-    pairs_interval: tuple[float, float]
+    pairs_interval: tuple[float, float] | None
     worst_tenth: float
     well_tested: tuple[float, int] | None
     groups: tuple[DataThird, ...]
@@ -76,18 +77,14 @@ def spread_of(scores: Sequence[ClientScore]) -> AccuracySpread | None:
         return None
     accuracy = np.array([score.accuracy for score in known], dtype=np.float64)
     tested = np.array([score.n_test or 0 for score in known], dtype=np.float64)
-    generator = np.random.default_rng(0)
-    drawn = np.empty((DRAWS, 2))  # mean over people, mean over pairs
-    for draw in range(DRAWS):
-        some = generator.integers(len(known), size=len(known))
-        drawn[draw] = accuracy[some].mean(), _over_pairs(accuracy[some], tested[some])
+    interval, pairs_interval = _intervals(accuracy, tested)
     well = tested >= FEW
     worst = np.sort(accuracy)[: max(1, round(TENTH * len(known)))]
     return AccuracySpread(
         over_people=float(accuracy.mean()),
-        interval=_interval(drawn[:, 0]),
+        interval=interval,
         over_pairs=_over_pairs(accuracy, tested),
-        pairs_interval=_interval(drawn[:, 1]),
+        pairs_interval=pairs_interval,
         worst_tenth=float(worst.mean()),
         well_tested=(float(accuracy[well].mean()), int(well.sum())) if 0 < well.sum() < len(known) else None,
         groups=_groups(known),
@@ -95,23 +92,34 @@ def spread_of(scores: Sequence[ClientScore]) -> AccuracySpread | None:
 
 
 def table_of(scores: Sequence[ClientScore], folders: Sequence[str] | None = None) -> bytes:
-    """Everybody's figures as CSV: person, training and test pairs, accuracy; before them the folder of each
-    person's model, where there are any."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
+    """Everybody's figures as CSV that no spreadsheet computes: person, training and test pairs, accuracy;
+    before them the folder of each person's model, where there are any."""
     rows: list[tuple[object, ...]] = [("person", "train_pairs", "test_pairs", "accuracy")]
     rows += [(score.client, score.n_train, score.n_test, score.accuracy) for score in scores]
-    if folders is None:
-        table.writerows(rows)
-    else:
+    if folders is not None:
         before = ("folder", *folders)
-        table.writerows((folder, *row) for folder, row in zip(before, rows, strict=True))
-    return text.getvalue().encode()
+        rows = [(folder, *row) for folder, row in zip(before, rows, strict=True)]
+    return csv_text(rows).encode()
 
 
 def _over_pairs(accuracy: NDArray[np.float64], tested: NDArray[np.float64]) -> float:
     total = tested.sum()
     return float((accuracy * tested).sum() / total) if total else float(accuracy.mean())
+
+
+def _intervals(
+    accuracy: NDArray[np.float64], tested: NDArray[np.float64]
+) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """Of the mean over people, and of that over pairs; None where there are no people to draw among."""
+    people = len(accuracy)
+    if people < 2:
+        return None, None
+    generator = np.random.default_rng(0)
+    drawn = np.empty((DRAWS, 2))  # mean over people, mean over pairs
+    for draw in range(DRAWS):
+        some = generator.integers(people, size=people)
+        drawn[draw] = accuracy[some].mean(), _over_pairs(accuracy[some], tested[some])
+    return _interval(drawn[:, 0]), _interval(drawn[:, 1])
 
 
 def _interval(drawn: NDArray[np.float64]) -> tuple[float, float]:

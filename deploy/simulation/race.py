@@ -104,7 +104,7 @@ class RacePlan:
         if first.config.privacy.dp_epsilon:
             worlds = _noised(worlds, heats)
         record = RaceRecord(
-            asked=RunConfig().changed({**recipe(GENERAL, ""), **asked}).to_toml(),
+            asked=_before_a_choice(asked, entered).to_toml(),
             people=members,
             entrants=tuple(
                 Entrant(name, world.config.adapter.share, world.config.to_toml())
@@ -266,6 +266,15 @@ def _refuse_unraceable(config: RunConfig) -> None:
             "a race goes by held-out choices, and data.validation_pairs is 0; ask for some, or name a share",
             about=("data.validation_pairs",),
         )
+
+
+def _before_a_choice(asked: Mapping[str, Any], entered: Sequence[Candidate]) -> RunConfig:
+    """The configuration with what was asked for, before a share is chosen: it has the default one, or where
+    that does not suit what was asked for, the first candidate's."""
+    shares = [one.config.adapter.share for one in entered]
+    usual = RunConfig().adapter.share
+    share = usual if usual in shares else shares[0]
+    return RunConfig().changed({"adapter.share": share, **recipe(GENERAL, ""), **asked})
 
 
 def _worlds(entered: Sequence[Candidate], people: Federation | None) -> dict[str, SimulationSetup]:

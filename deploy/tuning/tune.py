@@ -117,7 +117,7 @@ class _People:
     """The people of each seed, loaded once; those without validation pairs can't judge, and are left out."""
 
     def __init__(self, tuning: Tuning) -> None:
-        self._config = RunConfig().changed(tuning.base)
+        self._config = RunConfig().changed({"adapter.share": tuning.shares[0], **tuning.base})
         self._known: dict[int, Federation] = {}
 
     def of(self, config: RunConfig) -> Federation:

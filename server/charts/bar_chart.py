@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from penchant.common.csv_text import csv_text
 from penchant.server.charts.chart import NARROW, WIDE, Chart, Text, file, svg
-from penchant.server.charts.csv_text import csv_text
 
 __all__ = ["BarChart", "bars"]
 

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from markupsafe import Markup, escape
 
+from penchant.common.csv_text import csv_text
 from penchant.server.charts.chart import HALF, NARROW, WIDE, Chart, Text, file, svg, ticks, whole_ticks
-from penchant.server.charts.csv_text import csv_text
 
 __all__ = ["LineChart", "Series", "lines", "spark"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from penchant.common.csv_text import csv_text
 from penchant.server.charts.chart import NARROW, WIDE, Chart, file, svg, ticks
-from penchant.server.charts.csv_text import csv_text
 
 __all__ = ["RangeChart", "Row"]
 

@@ -117,6 +117,35 @@ def test_an_empty_text_has_a_reward(tiny_model) -> None:
     assert math.isfinite(model.scores(model.prepare_texts([("", "")]), factors(model)).item())
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_texts_that_are_read_alike_have_one_score_to_the_bit(tiny_model, kind: str) -> None:
+    """Long texts that differ behind where they are cut: trained on, ranked, and served several at a time."""
+    adapter = AdapterConfig(target_modules=("auto",), layers=(0,))  # a tail that runs blocks on many texts
+    model = reward_model(tiny_model(kind), adapter, max_tokens=8, truncation="right")
+    long = "the motion to table the bill on the budget " * 2
+    pairs = [
+        SimpleNamespace(prompt="", chosen=f"{word} {long} {word}", rejected=f"{word} {long} the {other} tax")
+        for word in ("bill", "tax", "vote", "judge", "cloture")
+        for other in ("amendment", "judge")
+    ]
+    pairs.append(SimpleNamespace(prompt="", chosen="a bill", rejected="a tax"))
+    model.warm(pairs)
+    prepared, effective = model.prepare(pairs), factors(model)
+    assert prepared.texts.count == 5 + 2
+    assert model.cache.forwards == 5 + 2
+    margins = model.margins(prepared, effective)
+    assert margins[:-1].tolist() == [0.0] * 10
+    assert margins[-1] != 0
+    assert model.margins(model.subset(prepared, [0, 3, 10]), effective)[:2].tolist() == [0.0, 0.0]
+
+    texts = [("", one) for pair in pairs for one in (pair.chosen, pair.rejected)]
+    ranked = model.scores(model.prepare_texts(texts), effective)
+    assert torch.equal(ranked[0:20:2], ranked[1:20:2])
+    assert torch.equal(ranked[0:20:4], ranked[2:20:4])
+    assert len(set(ranked.tolist())) == 5 + 2
+    assert reward_model(tiny_model(kind), adapter).prepare(pairs).texts.count == 15 + 2  # nothing is cut
+
+
 def test_each_distinct_text_is_encoded_once(tiny_model) -> None:
     model = reward_model(tiny_model("bert"))
     pairs = [

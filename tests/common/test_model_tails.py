@@ -16,6 +16,7 @@ from torch import Tensor
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.model.activation_cache import PrefixCache
 from penchant.common.model.backbone import load_backbone
+from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.reward import RewardModel
 from penchant.common.model.tails import Activations
 
@@ -266,7 +267,7 @@ class Words:
 def words(text: str) -> Tensor:
     if not text:
         raise ValueError("nothing there")
-    return torch.arange(len(text.split()))
+    return torch.tensor([ord(word[0]) for word in text.split()])
 
 
 def test_the_least_recently_used_text_goes_first() -> None:
@@ -300,6 +301,41 @@ def test_two_threads_compute_a_text_once() -> None:
     for thread in threads:
         thread.join()
     assert sorted(tail.captured) == [1, 2, 3]
+
+
+def test_texts_of_which_the_same_is_read_are_computed_and_kept_once() -> None:
+    """The words of a text are read by their first letters, so `able` reads as `a`."""
+    tail = Words()
+    cache = PrefixCache(words, tail)
+    cache.warm(["able", "a", "b"])
+    assert (sorted(tail.captured), len(cache), cache.held) == ([1, 1, 1], 2, 8)  # one of them a measurement
+    one, other = cache.get(["any", "a"])
+    assert one[0] is other[0]
+    together = cache.together(["c c", "cc cd", "ace"])
+    assert together[0][0] is together[1][0]
+    assert together[2][0] is one[0]
+    assert cache.forwards == 3
+    assert cache.key("able") == cache.key("a") != cache.key("b")
+    assert cache.key("a a") not in (cache.key("a"), cache.key("b b"))
+
+
+def test_a_response_is_kept_apart_by_where_it_begins() -> None:
+    cache = PrefixCache(lambda text: ResponseTokens(words(text[0] + text[1]), len(text[0].split())), Words())
+    assert cache.key(("a ", "b c")) != cache.key(("a b ", "c"))
+    assert cache.key(("a ", "b c")) == cache.key(("any ", "bill c"))
+
+
+def test_few_keys_are_remembered_where_little_may_be_kept() -> None:
+    looked_at: list[str] = []
+
+    def seen(text: str) -> Tensor:
+        looked_at.append(text)
+        return words(text)
+
+    cache = PrefixCache(seen, Words(), limit=2 * 4096)
+    for text in ("a", "b", "b", "c", "b", "a"):
+        cache.key(text)
+    assert looked_at == ["a", "b", "c", "a"]
 
 
 @pytest.mark.parametrize("ask", [PrefixCache.get, PrefixCache.together])

@@ -25,6 +25,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.cli.main import app, main
 from penchant.deploy.configuration import configure
 from penchant.deploy.recipes import recipe
+from penchant.deploy.recipes.recipe_file import RecipeFile
 
 # What is imported while a test has replaced `prepare` would keep the replacement for later tests.
 for name in (
@@ -715,6 +716,40 @@ def test_data_without_a_recipe_get_the_share_that_was_chosen_for_such_data(tmp_p
     file = tmp_path / "mine.toml"
     file.write_text('[data]\ndataset = "mine.jsonl"\n[adapter]\nlayers = [0]\n', encoding="utf-8")
     assert configure({}, file).adapter.share == "A"
+
+
+def test_a_depth_beside_the_last_is_refused_for_the_share_that_a_run_has_and_for_no_other(
+    refused: Callable[..., str], penchant: Penchant, tiny: list[str], tmp_path: Path
+) -> None:
+    """Data without a recipe have share common, which `--beside` is for; the default is share A."""
+    ended = penchant("simulate", *tiny, "--beside", 1, "--out", "run")
+    assert ended.code == 0, ended.err
+    config = run_directory.read_config(tmp_path / "run")
+    assert (config.model.beside, config.adapter.share) == (1, "common")
+    for asked, other in ((("--head", "personal"), "adapter.head"), (("--layers", "0"), "adapter.layers")):
+        said = refused(*tiny, "--beside", 1, *asked, "--out", "x")
+        assert "such as common" in said
+        assert other in said or asked[0] in said
+        assert "drop one of them" in said
+        assert '"A"' not in said
+    said = refused(*tiny, "--beside", 1, "--share", "B", "--out", "x")
+    assert 'share "B" does; name one of those, or drop' in said
+    said = refused(*tiny, "--beside", 1, "--objective", "dpo", "--out", "x")
+    assert "is about the embedding under a score head" in said
+
+
+def test_a_file_is_checked_with_the_share_that_its_run_has(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[model]\nbeside = 1\n", encoding="utf-8")
+    assert configure({"data.dataset": "mine.jsonl"}, file).adapter.share == "common"
+    assert configure({"adapter.share": "lore"}, file).model.beside == 1
+    with pytest.raises(ConfigError, match='share "A" does; name one of those'):
+        configure({"data.dataset": "senate"}, file)  # whose share it is
+    made = tmp_path / "made.toml"
+    made.write_text("[all.model]\nbeside = 2\n[common.adapter]\nrank = 3\n", encoding="utf-8")
+    tuned = RecipeFile.read(made)
+    assert configure({"data.dataset": "senate"}, None, tuned).model.beside == 2
+    assert configure({"data.dataset": "senate"}, file, tuned).model.beside == 1
 
 
 def test_a_recipes_cohort_is_for_everybody() -> None:

@@ -28,7 +28,7 @@ from penchant.deploy.comparison import runner as comparing
 from penchant.deploy.comparison.cases import Case, combinations
 from penchant.deploy.comparison.conclusions import conclusion, differences, headline, rankings_of
 from penchant.deploy.comparison.statistics import difference, student_t95
-from penchant.deploy.comparison.table import ComparisonRow, table
+from penchant.deploy.comparison.table import ComparisonRow, _caveats, table
 from penchant.deploy.report import PAGES
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import simulate
@@ -493,6 +493,33 @@ def test_standard_error_and_paired_difference_by_hand(base: RunConfig) -> None:
         "clearly better",
     )
     assert headline([ranking]) == "Sharing A and keeping the rest personal pays."
+
+
+def test_what_is_said_of_one_method_of_a_comparison_names_it() -> None:
+    plain: dict[str, Any] = {
+        "dataset": "x",
+        "base_model": "tiny",
+        "clients": 2,
+        "pairs": 9,
+        "rounds": 1,
+        "accuracy": 0.5,
+    }
+    results = [
+        RunResult(
+            **plain,
+            share=share,
+            seed=seed,
+            caveats=("of all", f"of seed {seed}", *(["of A"] * (share == "A"))),
+        )
+        for share in ("A", "B")
+        for seed in (0, 1)
+    ]
+    assert list(_caveats([], results, 0)) == [
+        "of all",
+        "Seed 0: of seed 0",
+        "Share A: of A",
+        "Seed 1: of seed 1",
+    ]
 
 
 def test_one_seed_has_no_standard_error(base: RunConfig) -> None:

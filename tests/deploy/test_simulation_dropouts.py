@@ -13,10 +13,11 @@ from support.tastes import small_run, write_choices
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError
+from penchant.common.errors import ConfigError, TooManyDropouts
 from penchant.common.secagg.stages import EXCHANGES, PLAIN_EXCHANGES
 from penchant.common.wire.flower import message_type
 from penchant.deploy import run_directory
+from penchant.deploy.cli.show_simulation import _told_of_dropouts
 from penchant.deploy.simulation.dropouts import Dropouts
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import prepare
@@ -54,6 +55,20 @@ def test_each_attempt_is_drawn_anew_and_the_same_again() -> None:
     assert silent(one, "3.1") == silent(same, "3.1")
     assert silent(one, "3.1") != silent(one, "3.2")
     assert silent(one, "3.1") != silent(other, "3.1")
+
+
+def test_a_run_that_ends_by_its_dropouts_says_what_to_do(tmp_path: Path) -> None:
+    silenced = RunConfig().changed({"federation.dropout": 0.4})
+    with pytest.raises(TooManyDropouts) as ended, _told_of_dropouts(silenced, tmp_path / "run"):
+        raise TooManyDropouts("4 of 4 devices lost by stage shares")
+    assert str(ended.value) == "4 of 4 devices lost by stage shares"
+    assert f"--dropout 0.4 silences so many: go on with --resume {tmp_path / 'run'}" in (
+        ended.value.on_command_line
+    )
+    assert "--attempts" in ended.value.on_command_line
+    with pytest.raises(TooManyDropouts) as ended, _told_of_dropouts(RunConfig(), tmp_path / "run"):
+        raise TooManyDropouts("4 of 4 devices lost by stage shares")
+    assert ended.value.on_command_line == str(ended.value)
 
 
 def test_readiness_is_always_told() -> None:

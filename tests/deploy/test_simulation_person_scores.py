@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penchant.deploy.cli import show_simulation
+from penchant.deploy.report import write_report
 from penchant.deploy.simulation.person_scores import ClientScore, DataThird, spread_of, table_of
+from penchant.deploy.simulation.result import RunResult
 
 
 def people(*rows: tuple[int, float, int]) -> list[ClientScore]:
@@ -46,6 +50,7 @@ def test_the_interval_is_that_of_people_and_not_of_pairs() -> None:
     """Twenty people, each right always or never, over many pairs: the pairs of one person say one thing."""
     spread = spread_of(people(*[(1000, float(n % 2), 20) for n in range(20)]))
     assert spread is not None
+    assert spread.interval is not None
     low, high = spread.interval
     expected = 1.96 * 0.5 / np.sqrt(20)
     assert (high - low) / 2 == pytest.approx(expected, rel=0.15)
@@ -63,16 +68,51 @@ def test_the_same_result_has_the_same_interval_and_earlier_results_have_one() ->
     assert spread_of([ClientScore("a")]) is None
 
 
+def test_one_person_says_nothing_of_others(tmp_path: Path) -> None:
+    spread = spread_of([*people((4, 0.75, 15)), ClientScore("not judged")])
+    assert spread is not None
+    assert (spread.over_people, spread.over_pairs, spread.worst_tenth) == (0.75, 0.75, 0.75)
+    assert (spread.interval, spread.pairs_interval) == (None, None)
+    result = RunResult(
+        dataset="one",
+        base_model="tiny",
+        share="A",
+        clients=1,
+        pairs=15,
+        rounds=1,
+        seed=0,
+        accuracy=0.75,
+        per_client=tuple(people((4, 0.75, 15))),
+    )
+    told = dict(show_simulation._rows(result))
+    assert told["personal accuracy (test, mean over people)"] == "0.750"
+    assert told["of all test pairs together"] == "0.750"
+    assert not any("interval" in name for name in told)
+    write_report(result, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "From one person nothing follows for others." in page
+    assert "people drawn anew" not in page
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 60), st.floats(0, 1), st.integers(1, 60)), min_size=1, max_size=30))
 def test_every_figure_is_within_what_people_have(rows: list[tuple[int, float, int]]) -> None:
     spread = spread_of(people(*rows))
     assert spread is not None
     least, most = min(right for _, right, _ in rows), max(right for _, right, _ in rows)
-    figures = [spread.over_people, spread.over_pairs, spread.worst_tenth, *spread.interval]
-    figures += [*spread.pairs_interval, *(group.accuracy for group in spread.groups)]
+    assert (spread.interval is None) == (spread.pairs_interval is None) == (len(rows) == 1)
+    figures = [spread.over_people, spread.over_pairs, spread.worst_tenth, *(spread.interval or ())]
+    figures += [*(spread.pairs_interval or ()), *(group.accuracy for group in spread.groups)]
     assert all(least - 1e-9 <= figure <= most + 1e-9 for figure in figures)
     assert sum(group.people for group in spread.groups) in (0, len(rows))
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\uff1d1", "\t=1"])
+def test_nobodys_name_is_computed_by_a_spreadsheet(name: str) -> None:
+    (row,) = csv.DictReader(table_of([ClientScore(name, 10, 0.5, 20)], ["=folder"]).decode().splitlines())
+    assert row["person"].lstrip("\t").startswith("'")
+    assert row["person"].replace("'", "") == name
+    assert (row["folder"], row["accuracy"]) == ("'=folder", "0.5")
 
 
 def test_the_table_has_everybody() -> None:

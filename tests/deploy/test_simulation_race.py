@@ -451,6 +451,23 @@ def test_what_is_asked_for_comes_before_a_candidate_and_each_configuration_races
     assert {one.config.federation.stop_after for one in candidates.candidates({})} == {8}
 
 
+def test_a_depth_beside_the_last_is_raced_by_the_shares_it_is_for(
+    asked: dict[str, Any], tmp_path: Path
+) -> None:
+    """Where the default share suits what is asked for, the record says that one, as it always did."""
+    beside = asked | {"model.beside": 1}
+    plan = RacePlan.of(beside, people(apart=False))
+    assert list(plan.worlds) == ["common", "common-fast", "lore"]
+    assert (plan.asked.adapter.share, plan.asked.model.beside) == ("common", 1)
+    usual = RacePlan.of(asked | {"federation.rounds": 24}, people(apart=False))
+    assert usual.asked.adapter.share == RunConfig().adapter.share == "A"
+    plan.begin(tmp_path / "race")
+    again = RacePlan.resumed(tmp_path / "race", people(apart=False))
+    assert again.record == plan.record
+    assert again.asked.changed(beside) == again.asked
+    assert again.asked.changed({"model.beside": 0}) != again.asked
+
+
 def test_an_objective_without_a_head_leaves_those_that_need_none() -> None:
     found = candidates.candidates({"model.objective": "dpo"})
     assert [one.name for one in found] == ["AB", "A"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.console_scene import Browser, Console
 
-from penchant.server.charts import csv_text
+from penchant.common import csv_text
 from penchant.server.console.views import audit
 from penchant.server.console.views.audit import COLUMNS
 

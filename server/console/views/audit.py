@@ -10,8 +10,8 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response, StreamingResponse
 
+from penchant.common.csv_text import csv_text
 from penchant.common.printable import one_line
-from penchant.server.charts.csv_text import csv_text
 from penchant.server.console.audit_filter import OUTCOMES, AuditEntry, AuditFilter
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import whole_number

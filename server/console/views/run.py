@@ -8,9 +8,9 @@ from typing import Any
 from starlette.responses import Response
 
 from penchant.common import wording
+from penchant.common.csv_text import csv_text
 from penchant.common.secagg.stages import EXCHANGES, PLAIN_EXCHANGES
 from penchant.server import charts
-from penchant.server.charts.csv_text import csv_text
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import (
     Span,

@@ -1,4 +1,4 @@
-"""Tables that leave the console as CSV, in which no text is taken for a formula."""
+"""Tables that leave as CSV, in which no text is taken for a formula."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ FORMULA = re.compile(rf"(^|[;,|\t\r\n])(?=[\s\"]*[{SIGNS}]|[\t\r])")
 Text of strangers is in these tables."""
 
 
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV. Texts are made such that no spreadsheet computes them; numbers stay as they are."""
+def csv_text(rows: Iterable[Sequence[object]], end: str = "\r\n") -> str:
+    """Rows as CSV. Texts are made such that no spreadsheet computes them; numbers stay as they are.
+
+    end: of each line, as RFC 4180 has it.
+    """
     out = io.StringIO(newline="")
-    csv.writer(out).writerows([_cell(value) for value in row] for row in rows)
+    csv.writer(out, lineterminator=end).writerows([_cell(value) for value in row] for row in rows)
     return out.getvalue()
 
 
