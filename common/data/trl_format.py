@@ -281,7 +281,8 @@ def collect_preferences(
 
     Without ``person_column``, the first row decides which of :data:`PERSON_FIELDS` names the person;
     if it has none, nobody is named. It also decides whether rows say by :data:`SPLIT` which part they belong
-    to. Once a column is decided on, a row without it is a bad one.
+    to. Once a column is decided on, a row without it is a bad one; so is a row that says which part it is for
+    where the first doesn't, since what is to be tested on must not be trained on unseen.
     """
     found: list[Labelled] = []
     column, splits, decided = person_column, False, False
@@ -292,7 +293,7 @@ def collect_preferences(
                 column = next((name for name in PERSON_FIELDS if name in row), None)
         try:
             person = None if column is None else person_name(row, column)
-            part = part_of(row) if splits else None
+            part = part_of(row) if splits else _no_part(row)
             found.append(Labelled(person, parse_preference(row), part))
         except DataError as error:
             log.reject(where, error)
@@ -308,6 +309,15 @@ def part_of(row: Mapping[str, Any]) -> str:
         if isinstance(said, str) and said.strip().lower() in names:
             return part
     raise DataError(f"{SPLIT!r} must be {', '.join(PARTS)}; rename the column if it means something else")
+
+
+def _no_part(row: Mapping[str, Any]) -> None:
+    """DataError when a row says which part it belongs to, where the first row didn't."""
+    if row.get(SPLIT) not in (None, ""):
+        raise DataError(
+            f"has a column {SPLIT!r} that the first row lacks; say of every row, the first too, which part it "
+            "is for, or rename the column if it means something else"
+        )
 
 
 def renamed(

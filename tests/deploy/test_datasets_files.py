@@ -68,6 +68,23 @@ def test_a_column_says_which_part_a_row_is(tmp_path: Path) -> None:
         datasets.load(write(tmp_path / "odd.jsonl", [*rows(split="train"), *rows(split="later")]), **SMALL)
 
 
+def test_a_part_that_the_first_row_does_not_say_is_not_passed_over(tmp_path: Path) -> None:
+    late = [*rows(), *rows(what="HELD OUT", split="test")]
+    told = r"40 of 80 rows .*:41: has a column 'split' that the first row lacks; say of every row"
+    with pytest.raises(DataError, match=told):
+        datasets.load(write(tmp_path / "late.jsonl", late), **SMALL)
+    write(tmp_path / "folder" / "a.jsonl", rows())
+    write(tmp_path / "folder" / "b.jsonl", rows(what="HELD OUT", split="test"))
+    with pytest.raises(DataError, match=r"40 of 80 rows .*b\.jsonl:1: has a column 'split'"):
+        datasets.load(tmp_path / "folder", **SMALL)
+    skipped = datasets.load(tmp_path / "late.jsonl", bad_rows="skip", **SMALL)
+    for part in ("train", "validation", "test"):
+        assert not any("HELD OUT" in prompt for prompt in prompts(skipped, part))
+    assert "skipped bad rows: 40 of 80" in said(skipped)
+    empty = datasets.load(write(tmp_path / "empty.jsonl", [*rows(), *rows("a", 1, "x", split="")]), **SMALL)
+    assert not any(caveat.startswith("skipped") for caveat in empty.caveats)
+
+
 def test_a_test_file_is_named_beside_the_training_file(tmp_path: Path) -> None:
     train, test = write(tmp_path / "a.jsonl", rows()), write(tmp_path / "b.jsonl", rows(what="HELD OUT"))
     federation = datasets.load(train, test=test, **SMALL)
