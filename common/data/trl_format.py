@@ -293,7 +293,9 @@ def collect_preferences(
                 column = next((name for name in PERSON_FIELDS if name in row), None)
         try:
             person = None if column is None else person_name(row, column)
-            part = part_of(row) if splits else _no_part(row)
+            if not splits:
+                _check_no_part(row)
+            part = part_of(row) if splits else None
             found.append(Labelled(person, parse_preference(row), part))
         except DataError as error:
             log.reject(where, error)
@@ -311,12 +313,12 @@ def part_of(row: Mapping[str, Any]) -> str:
     raise DataError(f"{SPLIT!r} must be {', '.join(PARTS)}; rename the column if it means something else")
 
 
-def _no_part(row: Mapping[str, Any]) -> None:
+def _check_no_part(row: Mapping[str, Any]) -> None:
     """DataError when a row says which part it belongs to, where the first row didn't."""
     if row.get(SPLIT) not in (None, ""):
         raise DataError(
-            f"has a column {SPLIT!r} that the first row lacks; say of every row, the first too, which part it "
-            "is for, or rename the column if it means something else"
+            f"has a column {SPLIT!r} that the first row lacks; say of every row, the first too, which part "
+            "it is for, or rename the column if it means something else"
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penchant.common.data.importers import chats, votes
+from penchant.common.data.importers import chats, matrices, votes
 from penchant.common.data.importers.choices import Choice, Tally, settled
 from penchant.common.data.preferences import Preference
 from penchant.common.data.row_files import PARTS, RowLog, data_files, read_rows
@@ -127,7 +127,7 @@ def choices_of_rows(
     first = next(rows, None)
     if first is None:
         return Found([], [])
-    labelled = _labelled(first[1], itertools.chain([first], rows), log, person_column, tally, bounded)
+    labelled = _labelled(*first, itertools.chain([first], rows), log, person_column, tally, bounded)
     tally.count(row.preference for row in labelled)
     notes = tally.lines()
     if pictured:
@@ -137,6 +137,7 @@ def choices_of_rows(
 
 
 def _labelled(
+    where: str,
     first: Row,
     rows: Iterable[Located],
     log: RowLog,
@@ -152,6 +153,10 @@ def _labelled(
         tally.name = RATED
         column = person_column or next((name for name in PERSON_FIELDS if name in first), None)
         return settled(bounded(votes.rated(rows, tally, log, column)), tally)
+    table = matrices.vote_table_of(where, first, person_column)
+    if table is not None:
+        tally.name = table.name
+        return settled(bounded(matrices.choices(rows, tally, log, table)), tally)
     return collect_preferences(rows, log, person_column)
 
 
