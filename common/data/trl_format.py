@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penchant.common.data.preferences import Preference, Tie, check_text, checked_strength, choice_of, kind_of
-from penchant.common.data.row_files import PARTS, BadRows, ReadReport, RowLog, read_rows
+from penchant.common.data.row_files import NEEDED, PARTS, BadRows, ReadReport, RowLog, read_rows
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -71,7 +71,7 @@ def parse_preference(row: Mapping[str, Any]) -> Preference:
     Raises:
         DataError: says what is wrong with the row, without quoting it.
     """
-    for name in ("chosen", "rejected"):
+    for name in NEEDED:
         if row.get(name) is None:
             raise DataError(f"{name!r} is missing")
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
@@ -298,7 +298,8 @@ def collect_preferences(
             part = part_of(row) if splits else None
             found.append(Labelled(person, parse_preference(row), part))
         except DataError as error:
-            log.reject(where, error)
+            lacking = (name for name in (column, *NEEDED) if name is not None and name not in row)
+            log.reject(where, error, lacks=next(lacking, ""), row=row)
         except RecursionError:
             log.reject(where, TOO_DEEP)
     return found
@@ -329,7 +330,7 @@ def renamed(
     for where, row in rows:
         absent = [column for column in columns.values() if column not in row]
         if absent:
-            log.reject(where, f"there is no column {absent[0]!r}")
+            log.reject(where, f"there is no column {absent[0]!r}", lacks=absent[0], row=row)
         else:
             yield where, {**row, **{name: row[column] for name, column in columns.items()}}
 

@@ -110,9 +110,9 @@ def test_a_row_with_a_cell_that_is_no_vote_is_a_bad_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=told):
         read(tmp_path / "m.csv", bad)
     assert set(pairs(read(tmp_path / "m.csv", bad, "skip"))) == PAIRS
-    with pytest.raises(DataError, match="1 of 4 rows .*:4: the vote in the column 'bob' must be"):
+    with pytest.raises(DataError, match=r"1 of 4 rows .*:4: the vote in the column 'bob' must be"):
         read(tmp_path / "m.csv", BY_ITEM + "Secret,1,perhaps,1\n")
-    with pytest.raises(DataError, match="1 of 10 rows .*:10: the vote in the column 'vote' must be"):
+    with pytest.raises(DataError, match=r"1 of 10 rows .*:10: the vote in the column 'vote' must be"):
         read(tmp_path / "m.csv", BY_VOTE + "cid,Secret,perhaps\n")
 
 

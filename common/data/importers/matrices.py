@@ -155,8 +155,8 @@ def _rated(row: Row, table: VoteTable) -> Iterator[dict[str, Any]]:
         if number is None:
             column = table.vote or (item if table.item is None else person)  # a name, never what a row holds
             raise DataError(
-                f"the vote in the column {quoted(column)} must be -1, 0, 1, a rating, or empty, in figures or "
-                "as agree, pass and disagree"
+                f"the vote in the column {quoted(column)} must be -1, 0, 1, a rating, or empty, in figures "
+                "or as agree, pass and disagree"
             )
         if not math.isnan(number):
             yield {**beside, PERSON_FIELDS[0]: person, "completion": item, "rating": number}
