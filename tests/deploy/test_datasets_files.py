@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 import types
 from collections.abc import Iterable
@@ -193,3 +194,57 @@ def test_what_is_not_read_or_contradicts_itself_is_said(tmp_path: Path) -> None:
     federation = datasets.load(write(tmp_path / "a.jsonl", [*given, turned, given[1]]), **SMALL)
     assert "only texts are read: what is in the column 'images' is not" in federation.caveats
     assert "1 comparisons are answered both ways by the same person: both count" in federation.caveats
+
+
+def refusal_of(path: Path, **more: Any) -> str:
+    with pytest.raises(DataError) as refusal:
+        datasets.load(path, **SMALL, **more)
+    return refusal.value.on_command_line
+
+
+def test_why_somebody_has_no_pairs_is_said(tmp_path: Path) -> None:
+    """Three reasons that more choices of the same kind would not change."""
+    one = write(tmp_path / "one.jsonl", [{**row, "prompt": "always"} for row in rows()])
+    told = "has no pairs to train on: all their choices have one prompt, .*; .* say what is tested on"
+    assert re.search(f"client 'a' {told} \\(--test FILE\\)$", refusal_of(one))
+    train = write(tmp_path / "train.jsonl", rows())
+    other = write(tmp_path / "other.jsonl", rows("xy"))
+    told = (
+        "client 'a' has no pairs to test on: the test part and the training part have no person in common; "
+    )
+    assert refusal_of(train, test=other) == f"{told}call people alike in both"
+    told = "client 'a' has no pairs to train on: all their pairs for training are tested on as well, and are "
+    assert (
+        refusal_of(train, test=train)
+        == f"{told}left out of training; keep apart what is trained and tested on"
+    )
+    split = write(tmp_path / "split.jsonl", [*rows(split="train"), *rows(split="test")])
+    assert refusal_of(split).startswith(told)
+    with pytest.raises(
+        DataError, match="nobody both a training and a test pair: all their choices have one pr"
+    ):
+        datasets.load(one, bad_rows="skip", **SMALL)
+
+
+def test_who_has_too_few_can_be_left_out_where_others_are_left(tmp_path: Path) -> None:
+    few = write(tmp_path / "few.jsonl", [*rows(), *rows("c", 1)])
+    told = "; give it more choices, leave it out, or leave such clients out (--skip-bad-rows)"
+    assert refusal_of(few).startswith("client 'c' has no pairs to t")
+    assert refusal_of(few).endswith(told)
+    one = [*rows(), *({**row, "prompt": "always"} for row in rows("c"))]
+    assert refusal_of(write(tmp_path / "one.jsonl", one)).endswith(
+        "say what is tested on (--test FILE), leave it out, or leave such clients out (--skip-bad-rows)"
+    )
+    left = datasets.load(tmp_path / "one.jsonl", bad_rows="skip", **SMALL)
+    assert re.search(
+        r"left out: 1 \(c has no pairs to \w+ on\); all their choices have one prompt", said(left)
+    )
+
+
+def test_long_names_are_shortened_in_what_is_said(tmp_path: Path) -> None:
+    name = "n" * 4000
+    given = [*rows("a"), *({**row, "person": name} for row in rows("b", 12)), *rows("c", 1)]
+    path = write(tmp_path / "a.jsonl", [*given, *({**row, "person": f"{name}2"} for row in rows("d", 1))])
+    assert len(said(datasets.load(path, bad_rows="skip", pairs=15, validation_pairs=2, test_pairs=3))) < 700
+    write(path, [*rows("a"), *({**row, "person": name} for row in rows("b", 1))])
+    assert len(refusal_of(path)) < 250
