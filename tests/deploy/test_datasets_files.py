@@ -118,6 +118,30 @@ def test_the_splits_of_a_hub_data_set_are_named(tmp_path: Path, monkeypatch: pyt
         datasets.load("some/pairs", **SMALL)
 
 
+def test_a_path_that_was_mistyped_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    hub = types.ModuleType("datasets")
+
+    def load_dataset(name: str, config: str | None, split: str) -> list[Row]:
+        asked.append(name)
+        return rows(what=split)
+
+    hub.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.chdir(tmp_path)
+    write(Path("d/ok.jsonl"), rows())
+    for wrong in ("d/nothere.jsonl", "gone/nothere.csv", "d/ok.txt", "d/nothere", "d/ok:test"):
+        with pytest.raises(DataError, match=f"^there is no file {wrong}$"):
+            datasets.load(wrong, **SMALL)
+        with pytest.raises(DataError, match=f"^there is no file {wrong} to test on$"):
+            datasets.load("d/ok.jsonl", test=wrong, **SMALL)
+    assert not asked
+    assert datasets.load("some/pairs", test="some/pairs:test", **SMALL).people
+    assert asked == ["some/pairs", "some/pairs"]
+
+
 def test_what_is_tested_on_is_trained_on_by_nobody(tmp_path: Path) -> None:
     """Ann trains on Bob's test comparison, answered the other way: it goes, and is counted."""
     shared = {"prompt": "bob HELD OUT 0", "chosen": "no", "rejected": "yes 0"}
