@@ -151,9 +151,11 @@ class RowLog:
         begin = "" if self._refuse else f"{source}: nothing to use, "
         lacking = {row.lacks for row in report.bad}
         column = lacking.pop() if len(lacking) == 1 else ""
-        if not column:
-            return DataError(f"{begin}{report.summary()}; correct them")
         first, count = report.bad[0], report.rows
+        if not column:
+            one = count > 1 and len({row.reason for row in report.bad}) == 1
+            told = f"{count} of {count} rows can't be used, all for one reason: {first}"
+            return DataError(f"{begin}{told if one else report.summary()}; correct them")
         alike = ", in this row as in all others" if count > 1 else ""
         said = (
             f"{begin}{count} of {count} rows can't be used: {first.where}: {first.reason}{alike}; "

@@ -75,6 +75,11 @@ def parse_preference(row: Mapping[str, Any]) -> Preference:
         if row.get(name) is None:
             raise DataError(f"{name!r} is missing")
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if _are_texts(chosen, rejected):
+        raise DataError(
+            "'chosen' and 'rejected' are lists of texts, as of RewardBench 2, and a row compares one with "
+            "one; make a row of each rejected text"
+        )
     if _is_conversation(chosen) != _is_conversation(rejected):
         raise DataError("one of 'chosen' and 'rejected' is a text and the other a conversation")
     # As in TRL: a prompt of another kind than the responses is not used; they hold it themselves.
@@ -250,6 +255,13 @@ def _message_text(name: str, message: object, key: str) -> str:
 
 def _is_conversation(value: object) -> bool:
     return isinstance(value, list)
+
+
+def _are_texts(chosen: object, rejected: object) -> bool:
+    """Whether the responses are texts of which one side or both has several, in a list."""
+    sides = [side if isinstance(side, list) else [side] for side in (chosen, rejected)]
+    listed = isinstance(chosen, list) or isinstance(rejected, list)
+    return listed and all(side and all(isinstance(text, str) for text in side) for side in sides)
 
 
 @dataclass(frozen=True, slots=True)

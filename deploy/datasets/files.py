@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from penchant.common.data.importers.reading import Found, choices_of_rows, read_choices
-from penchant.common.data.preferences import Person, choice_of, without_ties
+from penchant.common.data.preferences import Person, Preference, choice_of, each_once, without_ties
 from penchant.common.data.row_files import PARTS, RowLog, is_data_file
 from penchant.common.data.splits import OwnParts, Shortfall, Sizes, people_from_pairs, people_from_parts
 from penchant.common.data.trl_format import PERSON_FIELDS, Labelled
@@ -96,6 +96,9 @@ def people_of(
     caveats = (
         [f"{against} comparisons are answered both ways by the same person: both count"] if against else []
     )
+    again = _repeated(owned)
+    if again:
+        caveats.append(f"{again} there more than once: they count once")
     if not any(row.part for row in rows):
         pairs = {name: [row.preference for row in own] for name, own in owned.items()}
         people, shortfalls, across = people_from_pairs(pairs, sizes, seed)
@@ -146,6 +149,15 @@ def _contradicted(owned: dict[str, list[Labelled]]) -> int:
         turned = {(prompt, rejected, chosen) for prompt, chosen, rejected in answers}
         total += len(answers & turned) // 2
     return total
+
+
+def _repeated(owned: dict[str, list[Labelled]]) -> int:
+    """How many choices their person has already made, in the same part of the data."""
+    parts: dict[tuple[str, str | None], list[Preference]] = {}
+    for name, own in owned.items():
+        for row in own:
+            parts.setdefault((name, row.part), []).append(row.preference)
+    return sum(len(pairs) - len(each_once(pairs)) for pairs in parts.values())
 
 
 def by_person(rows: Sequence[Labelled], source: str) -> dict[str, list[Labelled]]:

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -209,6 +210,8 @@ BAD_ROWS = [
     ({**GOOD, "chosen": [BLUE]}, "one of 'chosen' and 'rejected' is a text and the other a conversation"),
     ({**GOOD, "chosen": [], "rejected": [BLUE]}, "'chosen' is empty"),
     ({**GOOD, "chosen": ["hm"], "rejected": [BLUE]}, "a message that is a text, not an object"),
+    ({**GOOD, "chosen": ["hm"], "rejected": ["a", "b"]}, "make a row of each rejected text"),
+    ({**GOOD, "rejected": ["a", "b"]}, "are lists of texts, as of RewardBench 2"),
     ({**GOOD, "chosen": [{"role": "user"}], "rejected": [BLUE]}, "'content' must be a string, not null"),
     (
         {**GOOD, "chosen": [{"role": "user", "content": [{"type": "image"}]}], "rejected": [BLUE]},
@@ -253,6 +256,13 @@ def test_where_every_row_is_bad_skipping_is_not_offered(tmp_path: Path) -> None:
         for message in (str(refusal.value), refusal.value.on_command_line):
             assert message.startswith(begin)
             assert message.endswith(":2: 'rejected' is missing; correct them")
+
+
+def test_one_reason_of_all_rows_is_said_once(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.jsonl", *[{**GOOD, "chosen": ""}] * 3)
+    told = f"3 of 3 rows can't be used, all for one reason: {path}:1: 'chosen' is empty; correct them"
+    with pytest.raises(DataError, match=f"^{re.escape(told)}$"):
+        trl_format.read_preferences(path)
 
 
 @pytest.mark.parametrize(

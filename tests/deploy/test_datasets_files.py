@@ -250,6 +250,17 @@ def test_why_somebody_has_no_pairs_is_said(tmp_path: Path) -> None:
         datasets.load(one, bad_rows="skip", **SMALL)
 
 
+def test_choices_that_are_there_twice_are_counted(tmp_path: Path) -> None:
+    once = datasets.load(write(tmp_path / "a" / "x.jsonl", rows()), **SMALL)
+    twice = datasets.load(write(tmp_path / "b" / "x.jsonl", [*rows(), *rows()]), **SMALL)
+    assert "40 there more than once: they count once" in twice.caveats
+    assert "more than once" not in said(once)
+    assert twice.digest == once.digest
+    parts = [*rows(split="train"), *rows(what="HELD OUT", split="test"), *rows("a", 1, split="train")]
+    told = datasets.load(write(tmp_path / "parts.jsonl", parts), **SMALL)
+    assert "1 there more than once: they count once" in told.caveats
+
+
 def test_who_has_too_few_can_be_left_out_where_others_are_left(tmp_path: Path) -> None:
     few = write(tmp_path / "few.jsonl", [*rows(), *rows("c", 1)])
     told = "; give it more choices, leave it out, or leave such clients out (--skip-bad-rows)"
