@@ -108,7 +108,7 @@ def _file_changes(file: Path | None, flags: Mapping[str, Any], tuned_in: RecipeF
     if file is None:
         return {}
     found = RunConfig.keys_in_file(file)
-    RunConfig().changed({"adapter.share": _share_of(found | flags, tuned_in), **found})
+    RunConfig().changed({"adapter.share": _share_of({**found, **flags}, tuned_in), **found})
     return found
 
 

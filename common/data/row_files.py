@@ -8,16 +8,19 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from penchant.common.data.preferences import kind_of
 from penchant.common.errors import DataError
+from penchant.common.printable import MOST_QUOTED, one_line, quoted
 
 __all__ = [
     "IN_MEMORY",
+    "NEEDED",
     "PARTS",
     "SUFFIXES",
     "BadRow",
@@ -48,7 +51,10 @@ _ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state
 """What the Hugging Face hub keeps beside a data set; it holds no rows."""
 _WORDS_ONLY = (".md", ".txt", ".html")  # about the data, as everybody who looks at a folder sees
 _WRAPPED = ("data", "rows", "records", "examples")
+NEEDED = ("chosen", "rejected")
+"""The columns that no row can do without."""
 SHOWN_BAD_ROWS = 5
+SHOWN_COLUMNS = 12
 CELL_MOST = 1 << 30  # characters of one cell of a table
 COLUMNS_MOST = 1000  # of a table: a row takes as many, however short it is
 
@@ -65,10 +71,12 @@ PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that can't be used: where it is (``file:line``) and why; it never quotes the row."""
+    """A row that can't be used: where it is (``file:line``) and why; it never quotes the row. lacks: the
+    column that it would need and doesn't have at all, if that is why."""
 
     where: str
     reason: str
+    lacks: str = ""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
@@ -107,6 +115,7 @@ class RowLog:
         self._most = most
         self._count = 0
         self._bad: list[BadRow] = []
+        self._columns: tuple[str, ...] = ()
 
     def met(self) -> None:
         """Count a row, good or bad. DataError when there are too many."""
@@ -114,9 +123,12 @@ class RowLog:
         if self._most is not None and self._count > self._most:
             raise DataError(f"there are more than {self._most} rows; give fewer at a time")
 
-    def reject(self, where: str, reason: str | DataError) -> None:
-        """Note that a row, already counted, can't be used."""
-        self._bad.append(BadRow(where, str(reason)))
+    def reject(
+        self, where: str, reason: str | DataError, *, lacks: str = "", row: Mapping[str, Any] | None = None
+    ) -> None:
+        """Note that a row, already counted, can't be used; lacks: as in `BadRow`, of a row that is given."""
+        self._bad.append(BadRow(where, str(reason), lacks))
+        self._columns = self._columns or tuple(row or ())
 
     def finish(self, source: str | Path) -> ReadReport:
         """The report on everything read.
@@ -125,13 +137,54 @@ class RowLog:
             DataError: bad rows are refused and there are some, or no row is left.
         """
         report = ReadReport(self._count, tuple(self._bad))
+        if report.bad and not report.kept:
+            raise self._none_left(source, report)
         if report.bad and self._refuse:
             remedy = f"{report.summary()}; correct them, or skip them"
             raise DataError(f'{remedy} (bad_rows="skip")', on_command_line=f"{remedy} (--skip-bad-rows)")
         if not report.kept:
-            reason = report.summary() if report.bad else "it has no rows"
-            raise DataError(f"{source}: nothing to use, {reason}")
+            raise DataError(f"{source}: nothing to use, it has no rows")
         return report
+
+    def _none_left(self, source: str | Path, report: ReadReport) -> DataError:
+        """Why no row is left, where there were some: to skip bad rows would not help."""
+        begin = "" if self._refuse else f"{source}: nothing to use, "
+        lacking = {row.lacks for row in report.bad}
+        column = lacking.pop() if len(lacking) == 1 else ""
+        first, count = report.bad[0], report.rows
+        if not column:
+            one = count > 1 and len({row.reason for row in report.bad}) == 1
+            told = f"{count} of {count} rows can't be used, all for one reason: {first}"
+            return DataError(f"{begin}{told if one else report.summary()}; correct them")
+        alike = ", in this row as in all others" if count > 1 else ""
+        said = (
+            f"{begin}{count} of {count} rows can't be used: {first.where}: {first.reason}{alike}; "
+            f"there are the columns {_named_columns(self._columns)}"
+        )
+        if len(self._columns) == 1 and column in self._columns[0].casefold():
+            return DataError(f"{said}; cells of a table are separated by commas, semicolons or tabs")
+        if column not in NEEDED:
+            return DataError(f"{said}; name one of these")
+        names = _meant(self._columns, column)
+        written = ",".join(f"{name}={own}" for name, own in names.items())
+        return DataError(
+            f"{said}; name the one that holds it (columns={names!r})",
+            on_command_line=f"{said}; name the one that holds it (--columns {written})",
+        )
+
+
+def _named_columns(columns: Sequence[str]) -> str:
+    """The names of columns in one line."""
+    shown = ", ".join(map(quoted, columns[:SHOWN_COLUMNS]))
+    return shown + (f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else "")
+
+
+def _meant(columns: Sequence[str], lacking: str) -> dict[str, str]:
+    """{the name that is looked for: the column that may be meant}: of the one that is lacking, and of those
+    that are there in other letters."""
+    alike = {own.strip().casefold(): own for own in columns if one_line(own, MOST_QUOTED) == own}
+    usual = (name for name in ("person", "prompt", *NEEDED) if name not in columns)
+    return {name: alike.get(name, "COLUMN") for name in usual if name in alike or name == lacking}
 
 
 # --- which files ----------------------------------------------------------------------------------
@@ -352,15 +405,27 @@ def _table_rows(file: Path | FileInMemory, separator: str) -> Rows:
             text.seek(0)
             most = max(",;\t", key=head.count)
             table = csv.DictReader(text, delimiter=separator or most)
-            columns = len(table.fieldnames or ())
-            if columns > COLUMNS_MOST:
-                raise DataError(f"{file} has {columns} columns; at most {COLUMNS_MOST} are read")
+            table.fieldnames = _header(file, table.fieldnames or ())
             for number, row in enumerate(table, start=1):
                 extra = row.pop(None, None)
                 yield f"{file}:{number}", "more cells than the header has" if extra else row
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+        after = f" after row {number}" if number else ""
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "create it again"
-        raise DataError(f"{file} can't be read after row {number}; {reason}") from None
+        raise DataError(f"{file} can't be read{after}; {reason}") from None
+
+
+def _header(file: Path | FileInMemory, cells: Sequence[str]) -> list[str]:
+    """The names of a table's columns. DataError when there are too many, or two are called alike."""
+    if len(cells) > COLUMNS_MOST:
+        raise DataError(f"{file} has {len(cells)} columns; at most {COLUMNS_MOST} are read")
+    names = [cell.strip() for cell in cells]
+    twice = [name for name, times in Counter(names).items() if name and times > 1]
+    if twice:
+        raise DataError(
+            f"{file} has {names.count(twice[0])} columns called {quoted(twice[0])}; give each its own name"
+        )
+    return names
 
 
 def _parquet_rows(file: Path) -> Rows:

@@ -33,12 +33,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from penchant.common.data.preferences import Person, Preference, comparison_of, each_once, without_ties
 from penchant.common.errors import DataError
 
 __all__ = [
+    "Cause",
     "OwnParts",
     "Shortfall",
     "Sizes",
@@ -92,9 +93,15 @@ class Sizes:
         return split_items(items, weights, validation_share=held_out, until=self.until)
 
 
+Cause = Literal["one prompt", "other people", "tested on"]
+"""What there may be to say of why somebody has no pairs of a part: all their choices have one prompt; the
+test part names other people than the training part; all their pairs for training are tested on as well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """A person with fewer pairs than asked for; ``kept`` says whether they stay."""
+    """A person with fewer pairs than asked for; ``kept`` says whether they stay. cause: None where there is
+    no more to say than that they gave too few."""
 
     person: str
     train: int
@@ -102,6 +109,7 @@ class Shortfall:
     test: int
     kept: bool
     reason: str = ""
+    cause: Cause | None = None
 
 
 def seeded(seed: int, *names: str) -> random.Random:
@@ -346,8 +354,15 @@ def people_from_pairs(
             part: _drawn(sides[part], wanted, items_of, seed, name, part)
             for part, wanted in wanted_pairs(sizes).items()
         }
-        _settle(name, drawn, sizes, _one_class(own), people, shortfalls)
+        cause: Cause | None = "one prompt" if _has_one_prompt(own) else None
+        _settle(name, drawn, sizes, _one_class(own), people, shortfalls, cause)
     return people, shortfalls, across
+
+
+def _has_one_prompt(pairs: Sequence[Preference]) -> bool:
+    """Whether several choices are all about one prompt, which can be on one side of the split alone."""
+    prompts = {pair.prompt for pair in without_ties(pairs)}
+    return len(prompts) == 1 < len(without_ties(pairs)) and bool(prompts.pop().strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,17 +406,21 @@ def people_from_parts(
     copies = sum(map(len, every.values())) - sum(
         len(pairs) for own in kept.values() for pairs in own.values()
     )
+    learners = {name for name, own in kept.items() if own["train"]}
     across = 0 if every["validation"] or not sizes.validation_pairs else _hold_out(kept)
     people: list[Person] = []
     shortfalls: list[Shortfall] = []
     spare = 0
+    strangers = not any(own.get("train") and own.get("test") for own in given.values())
     for name, own in kept.items():
         drawn = {}
         for part, wanted in wanted_pairs(sizes).items():
             once = each_once(own[part])
             drawn[part] = _drawn(once, wanted, own_items, seed, name, part)
             spare += max(len(without_ties(once)) - wanted, 0) if part == "test" else 0
-        _settle(name, drawn, sizes, _one_class(own["train"]), people, shortfalls)
+        copied = bool(given[name].get("train")) and name not in learners
+        cause: Cause | None = "other people" if strangers else "tested on" if copied else None
+        _settle(name, drawn, sizes, _one_class(own["train"]), people, shortfalls, cause)
     prompts = {pair.prompt for person in people for pair in person.train if pair.prompt.strip()}
     used = [pair for person in people for pair in without_ties(person.test)]
     met = sum(pair.prompt in prompts for pair in used)
@@ -482,14 +501,17 @@ def _settle(
     reason: str,
     people: list[Person],
     shortfalls: list[Shortfall],
+    cause: Cause | None = None,
 ) -> None:
-    """Keep the person if at all possible, and note what is missing."""
+    """Keep the person if at all possible, and note what is missing. cause: of a part without pairs."""
     counts = {part: len(without_ties(drawn[part])) for part in _PARTS}
     kept = counts["train"] > 0 and counts["test"] > 0 and not reason
-    if not kept and not reason:
+    if kept or reason:
+        cause = None
+    else:
         empty = "train" if counts["train"] == 0 else "test"
         reason = f"has no pairs to {empty} on"
     if not kept or any(counts[part] < wanted for part, wanted in wanted_pairs(sizes).items()):
-        shortfalls.append(Shortfall(name, **counts, kept=kept, reason=reason))
+        shortfalls.append(Shortfall(name, **counts, kept=kept, reason=reason, cause=cause))
     if kept:
         people.append(Person(name, tuple(drawn["train"]), tuple(drawn["validation"]), tuple(drawn["test"])))

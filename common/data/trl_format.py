@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penchant.common.data.preferences import Preference, Tie, check_text, checked_strength, choice_of, kind_of
-from penchant.common.data.row_files import PARTS, BadRows, ReadReport, RowLog, read_rows
+from penchant.common.data.row_files import NEEDED, PARTS, BadRows, ReadReport, RowLog, read_rows
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -75,10 +75,15 @@ def parse_preference(row: Mapping[str, Any]) -> Preference:
     Raises:
         DataError: says what is wrong with the row, without quoting it.
     """
-    for name in ("chosen", "rejected"):
+    for name in NEEDED:
         if row.get(name) is None:
             raise DataError(f"{name!r} is missing")
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if _are_texts(chosen, rejected):
+        raise DataError(
+            "'chosen' and 'rejected' are lists of texts, as of RewardBench 2, and a row compares one with "
+            "one; make a row of each rejected text"
+        )
     if _is_conversation(chosen) != _is_conversation(rejected):
         raise DataError("one of 'chosen' and 'rejected' is a text and the other a conversation")
     # As in TRL: a prompt of another kind than the responses is not used; they hold it themselves.
@@ -256,6 +261,13 @@ def _is_conversation(value: object) -> bool:
     return isinstance(value, list)
 
 
+def _are_texts(chosen: object, rejected: object) -> bool:
+    """Whether the responses are texts of which one side or both has several, in a list."""
+    sides = [side if isinstance(side, list) else [side] for side in (chosen, rejected)]
+    listed = isinstance(chosen, list) or isinstance(rejected, list)
+    return listed and all(side and all(isinstance(text, str) for text in side) for side in sides)
+
+
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """A preference, who has it, which part of the data it belongs to, and of what kind it is; None where the
@@ -285,7 +297,9 @@ class LabelColumns:
     split: bool = False
 
     def of(self, row: Mapping[str, Any]) -> Label:
-        """What a row says in them. DataError when it does not."""
+        """What a row says in them. DataError when it does not, or says a part where the first row didn't."""
+        if not self.split:
+            _check_no_part(row)
         return Label(
             person_name(row, self.person) if self.person else None,
             part_of(row) if self.split else None,
@@ -342,7 +356,8 @@ def collect_preferences(
 
     Where nothing else is ``asked``, the first row decides which of :data:`PERSON_FIELDS` names the person;
     if it has none, nobody is named. It also decides whether rows say by :data:`SPLIT` which part they belong
-    to. Once a column is decided on, a row without it is a bad one.
+    to. Once a column is decided on, a row without it is a bad one; so is a row that says which part it is for
+    where the first doesn't, since what is to be tested on must not be trained on unseen.
     """
     found: list[Labelled] = []
     columns: LabelColumns | None = None
@@ -352,7 +367,8 @@ def collect_preferences(
             label = columns.of(row)
             found.append(Labelled(label.person, parse_preference(row), label.part, label.kind))
         except DataError as error:
-            log.reject(where, error)
+            lacking = (name for name in (columns.person, *NEEDED) if name and name not in row)
+            log.reject(where, error, lacks=next(lacking, ""), row=row)
         except RecursionError:
             log.reject(where, TOO_DEEP)
     return found
@@ -367,6 +383,15 @@ def part_of(row: Mapping[str, Any]) -> str:
     raise DataError(f"{SPLIT!r} must be {', '.join(PARTS)}; rename the column if it means something else")
 
 
+def _check_no_part(row: Mapping[str, Any]) -> None:
+    """DataError when a row says which part it belongs to, where the first row didn't."""
+    if row.get(SPLIT) not in (None, ""):
+        raise DataError(
+            f"has a column {SPLIT!r} that the first row lacks; say of every row, the first too, which part "
+            "it is for, or rename the column if it means something else"
+        )
+
+
 def renamed(
     rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Mapping[str, str], log: RowLog
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -374,7 +399,7 @@ def renamed(
     for where, row in rows:
         absent = [column for column in columns.values() if column not in row]
         if absent:
-            log.reject(where, f"there is no column {absent[0]!r}")
+            log.reject(where, f"there is no column {absent[0]!r}", lacks=absent[0], row=row)
         else:
             yield where, {**row, **{name: row[column] for name, column in columns.items()}}
 

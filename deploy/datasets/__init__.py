@@ -11,7 +11,7 @@ from pathlib import Path
 
 from penchant.common.config import DataConfig
 from penchant.common.data.preferences import Federation
-from penchant.common.data.row_files import BadRows, is_data_file
+from penchant.common.data.row_files import BadRows
 from penchant.common.data.splits import Sizes
 from penchant.common.data.trl_format import column_names
 from penchant.common.errors import DataError
@@ -152,9 +152,9 @@ def _resolve(source: str) -> tuple[DatasetLoader, Path | None]:
             return loader, Path(folder) if colon else None
     if Path(source).exists():
         return files.LOADER, Path(source)
-    if is_data_file(source):
+    if files.is_path(source):
         raise DataError(f"there is no file {source}")
-    if files.HUB_ID.fullmatch(source):
+    if files.is_hub_id(source):
         return files.LOADER, None
     known = dataset_names()
     near = difflib.get_close_matches(source, known, n=1)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from penchant.common.data.importers.reading import Found, choices_of_rows, read_choices
-from penchant.common.data.preferences import Person, choice_of, without_ties
-from penchant.common.data.row_files import PARTS, RowLog
+from penchant.common.data.preferences import Person, Preference, choice_of, each_once, without_ties
+from penchant.common.data.row_files import PARTS, RowLog, is_data_file
 from penchant.common.data.splits import OwnParts, Shortfall, Sizes, people_from_pairs, people_from_parts
 from penchant.common.data.trl_format import PERSON_FIELDS, AskedColumns, Labelled
 from penchant.common.errors import DataError
@@ -17,10 +17,21 @@ from penchant.deploy.datasets.loader import DataRequest, DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource
 
-__all__ = ["HUB_ID", "LOADER", "people_of", "prepare"]
+__all__ = ["LOADER", "is_hub_id", "is_path", "people_of", "prepare"]
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*)?")
 """A data set on the hub, ``OWNER/NAME``, and after a colon its split if it is not called train."""
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a data set on the hub is meant: the hub is not asked for a path that was mistyped, which is
+    called like a file of data, or lies in a folder that is there."""
+    return bool(HUB_ID.fullmatch(source)) and not is_path(source)
+
+
+def is_path(source: str) -> bool:
+    """Whether a file or folder is meant, be it there or not."""
+    return is_data_file(source) or ("/" in source and Path(source).parent.is_dir())
 
 
 def prepare(asked: DataRequest) -> Prepared:
@@ -29,12 +40,13 @@ def prepare(asked: DataRequest) -> Prepared:
     With ``bad_rows="refuse"`` somebody without pairs or with one class is refused as well.
     """
     log = RowLog(asked.bad_rows)
+    test_path = _local(asked.test) if asked.test else None
     found = _read(asked.source, asked.path, log, asked)
     labelled, notes = found.labelled, found.notes
     if asked.test:
         if any(row.part == "test" for row in labelled):
             raise DataError(f"{asked.source} has a test part itself; drop the other one")
-        tested = _read(asked.test, _local(asked.test), log, asked)
+        tested = _read(asked.test, test_path, log, asked)
         labelled = [replace(row, part=row.part or "train") for row in labelled]
         labelled += [replace(row, part="test") for row in tested.labelled]
         notes = [*notes, *(note for note in tested.notes if note not in notes)]
@@ -65,7 +77,7 @@ def _local(source: str) -> Path | None:
     """The path that a test part is at; None where it is on the hub. DataError when it is nowhere."""
     if Path(source).exists():
         return Path(source)
-    if HUB_ID.fullmatch(source) and not source.startswith("."):
+    if is_hub_id(source):
         return None
     raise DataError(f"there is no file {source} to test on")
 
@@ -85,6 +97,9 @@ def people_of(
     caveats = (
         [f"{against} comparisons are answered both ways by the same person: both count"] if against else []
     )
+    again = _repeated(owned)
+    if again:
+        caveats.append(f"{again} there more than once: they count once")
     if not any(row.part for row in rows):
         pairs = {name: [row.preference for row in own] for name, own in owned.items()}
         people, shortfalls, across = people_from_pairs(pairs, sizes, seed)
@@ -135,6 +150,15 @@ def _contradicted(owned: dict[str, list[Labelled]]) -> int:
         turned = {(prompt, rejected, chosen) for prompt, chosen, rejected in answers}
         total += len(answers & turned) // 2
     return total
+
+
+def _repeated(owned: dict[str, list[Labelled]]) -> int:
+    """How many choices their person has already made, in the same part of the data."""
+    parts: dict[tuple[str, str | None], list[Preference]] = {}
+    for name, own in owned.items():
+        for row in own:
+            parts.setdefault((name, row.part), []).append(row.preference)
+    return sum(len(pairs) - len(each_once(pairs)) for pairs in parts.values())
 
 
 def by_person(rows: Sequence[Labelled], source: str) -> dict[str, list[Labelled]]:

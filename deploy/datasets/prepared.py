@@ -7,15 +7,32 @@ from dataclasses import dataclass
 
 from penchant.common.data.preferences import Federation, Person
 from penchant.common.data.row_files import ReadReport
-from penchant.common.data.splits import FEWEST_TEST_PAIRS, Shortfall, Sizes, choose_people
+from penchant.common.data.splits import FEWEST_TEST_PAIRS, Cause, Shortfall, Sizes, choose_people
 from penchant.common.errors import DataError
+from penchant.common.printable import one_line
 from penchant.common.wording import percent
 
 __all__ = ["Prepared", "to_federation"]
 
 NAMED_IN_CAVEATS = 10
+NAME_MOST = 60  # characters of a name that are shown
 FEW_TRAIN_PAIRS = 20
 """Training pairs of which it is said who has fewer: what is asked for may be no more than a ceiling."""
+_CAUSES: dict[Cause, tuple[str, str]] = {
+    "one prompt": (
+        "all their choices have one prompt, and no prompt may be trained and tested on",
+        "give each choice a prompt of its own, or say what is tested on",
+    ),
+    "other people": (
+        "the test part and the training part have no person in common",
+        "call people alike in both",
+    ),
+    "tested on": (
+        "all their pairs for training are tested on as well, and are left out of training",
+        "keep apart what is trained and tested on",
+    ),
+}
+"""Why somebody has no pairs, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +60,10 @@ def to_federation(prepared: Prepared, sizes: Sizes, clients: int | None, seed: i
     """
     left_out = [short for short in prepared.shortfalls if not short.kept]
     if prepared.strict and left_out:
-        remedy = (
-            f"client {left_out[0].person!r} {left_out[0].reason}; give it more choices, leave it out, "
-            "or leave such clients out"
-        )
-        raise DataError(f'{remedy} (bad_rows="skip")', on_command_line=f"{remedy} (--skip-bad-rows)")
+        raise _refusal(left_out[0], bool(prepared.people))
     if not prepared.people:
-        raise DataError(f"data set {prepared.name!r} gives nobody both a training and a test pair")
+        why = f": {_CAUSES[left_out[0].cause][0]}" if left_out and left_out[0].cause else ""
+        raise DataError(f"data set {prepared.name!r} gives nobody both a training and a test pair{why}")
     chosen = set(choose_people([person.name for person in prepared.people], clients, seed))
     kept = [short for short in prepared.shortfalls if short.kept and short.person in chosen]
     caveats = [*prepared.caveats, *_shortfall_caveats(kept, left_out, sizes)]
@@ -61,17 +75,36 @@ def to_federation(prepared: Prepared, sizes: Sizes, clients: int | None, seed: i
     return Federation(prepared.name, people, tuple(caveats))
 
 
+def _refusal(short: Shortfall, others: bool) -> DataError:
+    """Why data are refused in which somebody has to be left out, and what to do; others: whether anybody is
+    left without them."""
+    said = f"client {one_line(short.person, NAME_MOST)!r} {short.reason}"
+    remedy, in_python, on_command_line = "give it more choices", "", ""
+    if short.cause is not None:
+        why, remedy = _CAUSES[short.cause]
+        said += f": {why}"
+        if short.cause == "one prompt":
+            in_python, on_command_line = " (test=FILE)", " (--test FILE)"
+    if others:
+        leave = ", leave it out, or leave such clients out"
+        in_python += f'{leave} (bad_rows="skip")'
+        on_command_line += f"{leave} (--skip-bad-rows)"
+    return DataError(f"{said}; {remedy}{in_python}", on_command_line=f"{said}; {remedy}{on_command_line}")
+
+
 def _shortfall_caveats(kept: list[Shortfall], left_out: list[Shortfall], sizes: Sizes) -> list[str]:
     caveats = []
     if left_out:
-        caveats.append(f"left out: {_listed([f'{short.person} {short.reason}' for short in left_out])}")
+        causes = dict.fromkeys(_CAUSES[short.cause][0] for short in left_out if short.cause)
+        listed = _listed([f"{one_line(short.person, NAME_MOST)} {short.reason}" for short in left_out])
+        caveats.append("; ".join((f"left out: {listed}", *causes)))
     for part, wanted in (
         ("train", min(sizes.pairs, FEW_TRAIN_PAIRS)),
         ("validation", sizes.validation_pairs),
         ("test", sizes.test_pairs),
     ):
         counts = {short.person: getattr(short, part) for short in kept}
-        fewer = [f"{name} {count}" for name, count in counts.items() if count < wanted]
+        fewer = [f"{one_line(name, NAME_MOST)} {count}" for name, count in counts.items() if count < wanted]
         if fewer:
             caveats.append(f"fewer than {wanted} {part} pairs: {_listed(fewer)}")
     coarse = [short.person for short in kept if short.test < min(FEWEST_TEST_PAIRS, sizes.test_pairs)]

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -209,6 +210,8 @@ BAD_ROWS = [
     ({**GOOD, "chosen": [BLUE]}, "one of 'chosen' and 'rejected' is a text and the other a conversation"),
     ({**GOOD, "chosen": [], "rejected": [BLUE]}, "'chosen' is empty"),
     ({**GOOD, "chosen": ["hm"], "rejected": [BLUE]}, "a message that is a text, not an object"),
+    ({**GOOD, "chosen": ["hm"], "rejected": ["a", "b"]}, "make a row of each rejected text"),
+    ({**GOOD, "rejected": ["a", "b"]}, "are lists of texts, as of RewardBench 2"),
     ({**GOOD, "chosen": [{"role": "user"}], "rejected": [BLUE]}, "'content' must be a string, not null"),
     (
         {**GOOD, "chosen": [{"role": "user", "content": [{"type": "image"}]}], "rejected": [BLUE]},
@@ -243,6 +246,58 @@ def test_bad_rows_are_skipped_when_told_to_and_counted(tmp_path: Path) -> None:
     assert (report.rows, report.kept) == (len(BAD_ROWS) + 2, 2)
     assert [row.where for row in report.bad] == [f"{path}:{n}" for n in range(2, len(BAD_ROWS) + 2)]
     assert f"and {len(BAD_ROWS) - 5} more" in report.summary()
+
+
+def test_where_every_row_is_bad_skipping_is_not_offered(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.jsonl", {**GOOD, "chosen": ""}, {**GOOD, "rejected": None})
+    for bad_rows, begin in (("refuse", "2 of 2 rows"), ("skip", f"{path}: nothing to use, 2 of 2 rows")):
+        with pytest.raises(DataError) as refusal:
+            trl_format.read_preferences(path, bad_rows=bad_rows)  # type: ignore[arg-type]
+        for message in (str(refusal.value), refusal.value.on_command_line):
+            assert message.startswith(begin)
+            assert message.endswith(":2: 'rejected' is missing; correct them")
+
+
+def test_one_reason_of_all_rows_is_said_once(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.jsonl", *[{**GOOD, "chosen": ""}] * 3)
+    told = f"3 of 3 rows can't be used, all for one reason: {path}:1: 'chosen' is empty; correct them"
+    with pytest.raises(DataError, match=f"^{re.escape(told)}$"):
+        trl_format.read_preferences(path)
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (
+            "Person,Chosen,Rejected",
+            "the columns 'Person', 'Chosen', 'Rejected'; name the one that holds it "
+            "(--columns person=Person,chosen=Chosen,rejected=Rejected)",
+        ),
+        (
+            "prompt,response_a,rejected",
+            "the columns 'prompt', 'response_a', 'rejected'; name the one that holds it "
+            "(--columns chosen=COLUMN)",
+        ),
+        (
+            "person|chosen|rejected",
+            "the columns 'person|chosen|rejected'; cells of a table are separated by commas, semicolons or "
+            "tabs",
+        ),
+    ],
+)
+def test_a_column_that_all_rows_lack_is_told_once_with_those_that_are_there(
+    tmp_path: Path, head: str, told: str
+) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("\n".join([head, *[head.replace("e", "i")] * 3]) + "\n")
+    with pytest.raises(DataError) as refusal:
+        trl_format.read_preferences(path)
+    assert refusal.value.on_command_line == (
+        f"3 of 3 rows can't be used: {path}:1: 'chosen' is missing, in this row as in all others; "
+        f"there are {told}"
+    )
+    with pytest.raises(DataError, match=r"'who' is missing, in this row .* 'chosen', .*; name one of these$"):
+        trl_format.read_preferences(lines(tmp_path / "p.jsonl", GOOD, GOOD), person_column="who")
 
 
 def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:

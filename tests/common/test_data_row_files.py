@@ -216,3 +216,23 @@ def test_files_of_too_many_rows_or_columns_are_refused_while_they_are_read() -> 
     assert list(rows_of_memory(many, RowLog("skip", most=11))) == []
     with pytest.raises(DataError, match="more than 10 rows"):
         list(rows_of_memory(many, RowLog("skip", most=10)))
+
+
+def test_the_names_of_a_tables_columns_have_no_blanks_around_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(TABLE.replace("prompt,chosen,rejected", " prompt, chosen ,rejected"))
+    assert rows_of(tmp_path / "a.csv") == ROWS
+
+
+@pytest.mark.parametrize("head", ["chosen,chosen,rejected", "prompt,chosen, chosen"])
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path, head: str) -> None:
+    (tmp_path / "a.csv").write_text(TABLE.replace("prompt,chosen,rejected", head))
+    with pytest.raises(DataError, match=r"a\.csv has 2 columns called 'chosen'; give each its own name"):
+        rows_of(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("a,,\n1,2,3\n")  # as spreadsheets end a header
+    assert rows_of(tmp_path / "b.csv") == [{"a": "1", "": "3"}]
+
+
+def test_a_table_of_another_encoding_is_named_before_any_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("prompt,größe\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"a\.csv can't be read; it is not UTF-8"):
+        rows_of(tmp_path / "a.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 import types
 from collections.abc import Iterable
@@ -117,6 +118,23 @@ def test_ratings_that_are_dealt_out_by_kind_stay_those_of_their_people(tmp_path:
     assert {(pair.chosen, pair.strength) for pair in pairs} == {("yes", 4.0), ("no", 2.0)}
 
 
+def test_a_part_that_the_first_row_does_not_say_is_not_passed_over(tmp_path: Path) -> None:
+    late = [*rows(), *rows(what="HELD OUT", split="test")]
+    told = r"40 of 80 rows .*:41: has a column 'split' that the first row lacks; say of every row"
+    with pytest.raises(DataError, match=told):
+        datasets.load(write(tmp_path / "late.jsonl", late), **SMALL)
+    write(tmp_path / "folder" / "a.jsonl", rows())
+    write(tmp_path / "folder" / "b.jsonl", rows(what="HELD OUT", split="test"))
+    with pytest.raises(DataError, match=r"40 of 80 rows .*b\.jsonl:1: has a column 'split'"):
+        datasets.load(tmp_path / "folder", **SMALL)
+    skipped = datasets.load(tmp_path / "late.jsonl", bad_rows="skip", **SMALL)
+    for part in ("train", "validation", "test"):
+        assert not any("HELD OUT" in prompt for prompt in prompts(skipped, part))
+    assert "skipped bad rows: 40 of 80" in said(skipped)
+    empty = datasets.load(write(tmp_path / "empty.jsonl", [*rows(), *rows("a", 1, "x", split="")]), **SMALL)
+    assert not any(caveat.startswith("skipped") for caveat in empty.caveats)
+
+
 def test_a_test_file_is_named_beside_the_training_file(tmp_path: Path) -> None:
     train, test = write(tmp_path / "a.jsonl", rows()), write(tmp_path / "b.jsonl", rows(what="HELD OUT"))
     federation = datasets.load(train, test=test, **SMALL)
@@ -147,6 +165,30 @@ def test_the_splits_of_a_hub_data_set_are_named(tmp_path: Path, monkeypatch: pyt
     assert_own_split(datasets.load("some/pairs:train_prefs", test="some/pairs:test_prefs", **SMALL))
     with pytest.raises(DataError, match=r"Unknown split 'train'. Should be one of \['train_prefs', 'test_p"):
         datasets.load("some/pairs", **SMALL)
+
+
+def test_a_path_that_was_mistyped_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    hub = types.ModuleType("datasets")
+
+    def load_dataset(name: str, config: str | None, split: str) -> list[Row]:
+        asked.append(name)
+        return rows(what=split)
+
+    hub.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.chdir(tmp_path)
+    write(Path("d/ok.jsonl"), rows())
+    for wrong in ("d/nothere.jsonl", "gone/nothere.csv", "d/ok.txt", "d/nothere", "d/ok:test"):
+        with pytest.raises(DataError, match=f"^there is no file {wrong}$"):
+            datasets.load(wrong, **SMALL)
+        with pytest.raises(DataError, match=f"^there is no file {wrong} to test on$"):
+            datasets.load("d/ok.jsonl", test=wrong, **SMALL)
+    assert not asked
+    assert datasets.load("some/pairs", test="some/pairs:test", **SMALL).people
+    assert asked == ["some/pairs", "some/pairs"]
 
 
 def test_what_is_tested_on_is_trained_on_by_nobody(tmp_path: Path) -> None:
@@ -213,7 +255,9 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
     names = {"person": "who", "prompt": "question", "chosen": "better", "rejected": "worse"}
     same = datasets.load(write(tmp_path / "same" / "a.jsonl", rows()), **SMALL)
     assert datasets.load(path, columns=names, **SMALL).digest == same.digest
-    with pytest.raises(DataError, match=r"40 of 40 rows .*:1: there is no column 'ask'"):
+    with pytest.raises(
+        DataError, match=r"40 of 40 rows .*:1: there is no column 'ask', .* 'question', .*; name"
+    ):
         datasets.load(path, columns={**names, "prompt": "ask"}, **SMALL)
 
 
@@ -223,3 +267,88 @@ def test_what_is_not_read_or_contradicts_itself_is_said(tmp_path: Path) -> None:
     federation = datasets.load(write(tmp_path / "a.jsonl", [*given, turned, given[1]]), **SMALL)
     assert "only texts are read: what is in the column 'images' is not" in federation.caveats
     assert "1 comparisons are answered both ways by the same person: both count" in federation.caveats
+
+
+def refusal_of(path: Path, **more: Any) -> str:
+    with pytest.raises(DataError) as refusal:
+        datasets.load(path, **SMALL, **more)
+    return refusal.value.on_command_line
+
+
+def test_why_somebody_has_no_pairs_is_said(tmp_path: Path) -> None:
+    """Three reasons that more choices of the same kind would not change."""
+    one = write(tmp_path / "one.jsonl", [{**row, "prompt": "always"} for row in rows()])
+    told = "has no pairs to train on: all their choices have one prompt, .*; .* say what is tested on"
+    assert re.search(f"client 'a' {told} \\(--test FILE\\)$", refusal_of(one))
+    train = write(tmp_path / "train.jsonl", rows())
+    other = write(tmp_path / "other.jsonl", rows("xy"))
+    told = (
+        "client 'a' has no pairs to test on: the test part and the training part have no person in common; "
+    )
+    assert refusal_of(train, test=other) == f"{told}call people alike in both"
+    told = "client 'a' has no pairs to train on: all their pairs for training are tested on as well, and are "
+    assert (
+        refusal_of(train, test=train)
+        == f"{told}left out of training; keep apart what is trained and tested on"
+    )
+    split = write(tmp_path / "split.jsonl", [*rows(split="train"), *rows(split="test")])
+    assert refusal_of(split).startswith(told)
+    with pytest.raises(
+        DataError, match="nobody both a training and a test pair: all their choices have one pr"
+    ):
+        datasets.load(one, bad_rows="skip", **SMALL)
+
+
+def test_choices_that_are_there_twice_are_counted(tmp_path: Path) -> None:
+    once = datasets.load(write(tmp_path / "a" / "x.jsonl", rows()), **SMALL)
+    twice = datasets.load(write(tmp_path / "b" / "x.jsonl", [*rows(), *rows()]), **SMALL)
+    assert "40 there more than once: they count once" in twice.caveats
+    assert "more than once" not in said(once)
+    assert twice.digest == once.digest
+    parts = [*rows(split="train"), *rows(what="HELD OUT", split="test"), *rows("a", 1, split="train")]
+    told = datasets.load(write(tmp_path / "parts.jsonl", parts), **SMALL)
+    assert "1 there more than once: they count once" in told.caveats
+
+
+def test_who_has_too_few_can_be_left_out_where_others_are_left(tmp_path: Path) -> None:
+    few = write(tmp_path / "few.jsonl", [*rows(), *rows("c", 1)])
+    told = "; give it more choices, leave it out, or leave such clients out (--skip-bad-rows)"
+    assert refusal_of(few).startswith("client 'c' has no pairs to t")
+    assert refusal_of(few).endswith(told)
+    one = [*rows(), *({**row, "prompt": "always"} for row in rows("c"))]
+    assert refusal_of(write(tmp_path / "one.jsonl", one)).endswith(
+        "say what is tested on (--test FILE), leave it out, or leave such clients out (--skip-bad-rows)"
+    )
+    left = datasets.load(tmp_path / "one.jsonl", bad_rows="skip", **SMALL)
+    assert re.search(
+        r"left out: 1 \(c has no pairs to \w+ on\); all their choices have one prompt", said(left)
+    )
+
+
+def test_long_names_are_shortened_in_what_is_said(tmp_path: Path) -> None:
+    name = "n" * 4000
+    given = [*rows("a"), *({**row, "person": name} for row in rows("b", 12)), *rows("c", 1)]
+    path = write(tmp_path / "a.jsonl", [*given, *({**row, "person": f"{name}2"} for row in rows("d", 1))])
+    assert len(said(datasets.load(path, bad_rows="skip", pairs=15, validation_pairs=2, test_pairs=3))) < 700
+    write(path, [*rows("a"), *({**row, "person": name} for row in rows("b", 1))])
+    assert len(refusal_of(path)) < 250
+
+
+def test_a_table_of_votes_is_split_as_its_rows_say(tmp_path: Path) -> None:
+    """Rows are items; those that are for the test part are compared with one another alone."""
+    table = ["item,split,ann,bob,cy"]
+    for n in range(12):
+        part, what = ("test", "HELD OUT ") if n < 6 else ("train", "")
+        table.append(
+            f"{what}statement {n},{part},{1 if n % 2 else -1},{-1 if n % 2 else 1},{1 if n % 3 else -1}"
+        )
+    path = tmp_path / "votes.csv"
+    path.write_text("\n".join(table) + "\n")
+    federation = datasets.load(path, pairs=60, validation_pairs=60, test_pairs=60)
+    for person in federation.people:
+        assert person.test
+        assert person.train
+        assert all(p.chosen.startswith("HELD") and p.rejected.startswith("HELD") for p in person.test)
+        assert not any("HELD" in p.chosen + p.rejected for p in (*person.train, *person.validation))
+    with pytest.raises(DataError, match="a table of votes has no kinds of choices"):
+        datasets.load(path, partition="dirichlet:2:1:split")

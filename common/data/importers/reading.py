@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penchant.common.data.importers import chats, votes
+from penchant.common.data.importers import chats, matrices, votes
 from penchant.common.data.importers.choices import Choice, Labels, Tally, settled
 from penchant.common.data.preferences import Preference
 from penchant.common.data.row_files import PARTS, RowLog, data_files, read_rows
@@ -24,6 +24,7 @@ from penchant.common.data.trl_format import (
     renamed,
 )
 from penchant.common.errors import DataError
+from penchant.common.printable import quoted
 
 __all__ = ["FORMATS", "Format", "Found", "choices_of_rows", "read_choices"]
 
@@ -132,7 +133,7 @@ def choices_of_rows(
     first = next(rows, None)
     if first is None:
         return Found([], [])
-    labelled = _labelled(first[1], itertools.chain([first], rows), log, asked, tally, bounded)
+    labelled = _labelled(*first, itertools.chain([first], rows), log, asked, tally, bounded)
     tally.count(row.preference for row in labelled)
     notes = tally.lines()
     if pictured:
@@ -142,6 +143,7 @@ def choices_of_rows(
 
 
 def _labelled(
+    where: str,
     first: Row,
     rows: Iterable[Located],
     log: RowLog,
@@ -157,6 +159,15 @@ def _labelled(
     if votes.is_rated(first):
         tally.name = RATED
         return settled(bounded(votes.rated(rows, tally, Labels(asked.among(first), log))), tally)
+    table = matrices.vote_table_of(where, first, asked.person or None)
+    if table is not None:
+        if asked.kind:
+            raise DataError(
+                f"{where}: a table of votes has no kinds of choices, which the column {quoted(asked.kind)} "
+                "is to say; go by people"
+            )
+        tally.name = table.name
+        return settled(bounded(matrices.choices(rows, tally, log, table)), tally)
     return collect_preferences(rows, log, asked)
 
 

@@ -1,0 +1,150 @@
+"""Votes on items in tables, a row for each person, item or vote, and the pairs, made by hand, of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from penchant.common.data.importers.choices import PAIRS_MOST
+from penchant.common.data.importers.reading import Found, choices_of_rows, read_choices
+from penchant.common.data.row_files import BadRows, RowLog
+from penchant.common.data.trl_format import AskedColumns
+from penchant.common.errors import DataError
+from penchant.deploy import datasets
+
+BY_PERSON = "person,Trees,Cars,Dogs\nann,1,-1,0\nbob,-1,,1\ncid,1,1,-1\n"
+BY_ITEM = "item,ann,bob,cid\nTrees,1,-1,1\nCars,-1,,1\nDogs,0,1,-1\n"
+BY_VOTE = (
+    "person,item,vote\nann,Trees,1\nann,Cars,-1\nann,Dogs,0\nbob,Trees,-1\nbob,Dogs,1\n"
+    "cid,Trees,1\ncid,Cars,1\ncid,Dogs,-1\nbob,Cars,\n"
+)
+PAIRS = {
+    ("ann", "Trees", "Cars"),
+    ("ann", "Trees", "Dogs"),
+    ("ann", "Dogs", "Cars"),
+    ("bob", "Dogs", "Trees"),
+    ("cid", "Trees", "Dogs"),
+    ("cid", "Cars", "Dogs"),
+}
+
+
+def read(path: Path, text: str, bad_rows: BadRows = "refuse", person_column: str | None = None) -> Found:
+    path.write_text(text, encoding="utf-8")
+    log = RowLog(bad_rows)
+    found = read_choices(path, log, asked=AskedColumns(person_column or ""))
+    log.finish(path)
+    return found
+
+
+def pairs(found: Found) -> list[tuple[str | None, str, str]]:
+    return [(row.person, row.preference.chosen, row.preference.rejected) for row in found.labelled]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (BY_PERSON, "a row for each person"),
+        (BY_ITEM, "a row for each item"),
+        (BY_VOTE, "a row for each vote"),
+        (BY_PERSON.replace("person", "Voter ID"), "a row for each person"),
+        (BY_VOTE.replace(",1\n", ",yea\n").replace(",-1\n", ",Nay\n"), "a row for each vote"),
+    ],
+)
+def test_votes_become_pairs_of_items_whatever_a_row_is(tmp_path: Path, text: str, kind: str) -> None:
+    found = read(tmp_path / "votes.csv", text)
+    assert len(found.labelled) == len(PAIRS)
+    assert set(pairs(found)) == PAIRS
+    assert all(row.preference.prompt == "" and not row.preference.tie for row in found.labelled)
+    assert all(row.preference.strength is None for row in found.labelled)
+    assert found.notes == [
+        f"read as votes on items, {kind}",
+        "1 comparisons without an answer, or with the same thumb on both: not used",
+    ]
+
+
+def test_ratings_in_a_table_have_strengths_and_ties_as_stars_have(tmp_path: Path) -> None:
+    found = read(tmp_path / "stars.csv", "user;Trees;Cars;Dogs\nann;5;2;2\nbob;;3.5;3\n")
+    made = {(*pair, row.preference.strength) for pair, row in zip(pairs(found), found.labelled, strict=True)}
+    assert made == {
+        ("ann", "Trees", "Cars", 3.0),
+        ("ann", "Trees", "Dogs", 3.0),
+        ("ann", "Cars", "Dogs", None),
+        ("bob", "Cars", "Dogs", 0.5),
+    }
+    assert [row.preference.chosen for row in found.labelled if row.preference.tie] == ["Cars"]
+
+
+def test_a_long_table_may_have_prompts_and_names_nobody_on_a_device() -> None:
+    rows = [
+        {"prompt": prompt, "item": item, "vote": vote}
+        for prompt, item, vote in [("p", "a", 1), ("p", "b", 0), ("q", "c", 1), ("q", "b", -1)]
+    ]
+    found = choices_of_rows(((str(n), row) for n, row in enumerate(rows)), RowLog())
+    assert [
+        (row.preference.prompt, *pair) for row, pair in zip(found.labelled, pairs(found), strict=True)
+    ] == [
+        ("p", None, "a", "b"),
+        ("q", None, "c", "b"),
+    ]
+
+
+def test_the_counts_that_polis_puts_beside_votes_are_no_items(tmp_path: Path) -> None:
+    head = "participant,group-id,n-comments,n-votes,n-agree,n-disagree,Trees,Cars\n"
+    assert pairs(read(tmp_path / "p.csv", head + "7,0,2,2,1,1,-1,1\n")) == [("7", "Cars", "Trees")]
+    numbered = head.replace("Trees,Cars", "0,1")
+    with pytest.raises(DataError, match=r"p\.csv:1: items are called by numbers, .* comment-body"):
+        read(tmp_path / "p.csv", numbered + "7,0,2,2,1,1,-1,1\n")
+
+
+def test_a_table_that_does_not_say_what_a_row_is_is_refused(tmp_path: Path) -> None:
+    text = BY_PERSON.replace("person", "name")
+    with pytest.raises(DataError, match=r":1: .* first column 'name' .* call it 'person' .* or 'item' where"):
+        read(tmp_path / "m.csv", text)
+    assert set(pairs(read(tmp_path / "m.csv", text, person_column="name"))) == PAIRS
+
+
+def test_a_row_with_a_cell_that_is_no_vote_is_a_bad_row(tmp_path: Path) -> None:
+    bad = BY_PERSON + "dan,1,often,perhaps\neve,,,\n"
+    told = r"2 of 5 rows .*:4: the vote in the column 'Cars' must be -1, 0, 1.*:5: votes on nothing"
+    with pytest.raises(DataError, match=told):
+        read(tmp_path / "m.csv", bad)
+    assert set(pairs(read(tmp_path / "m.csv", bad, "skip"))) == PAIRS
+    with pytest.raises(DataError, match=r"1 of 4 rows .*:4: the vote in the column 'bob' must be"):
+        read(tmp_path / "m.csv", BY_ITEM + "Secret,1,perhaps,1\n")
+    with pytest.raises(DataError, match=r"1 of 10 rows .*:10: the vote in the column 'vote' must be"):
+        read(tmp_path / "m.csv", BY_VOTE + "cid,Secret,perhaps\n")
+
+
+def test_many_items_meet_a_bounded_number(tmp_path: Path) -> None:
+    head = ",".join(f"item {n}" for n in range(100))
+    found = read(tmp_path / "m.csv", f"person,{head}\nann,{','.join('01' * 50)}\n")
+    assert len(found.labelled) == 50 * PAIRS_MOST
+    assert f"{50 * 50 - 50 * PAIRS_MOST} comparisons left out" in "; ".join(found.notes)
+
+
+def test_rows_of_other_kinds_are_no_tables_of_votes() -> None:
+    row = {"person": "a", "prompt": "p", "chosen": "c", "rejected": "r", "vote": 1, "item": 2}
+    found = choices_of_rows([("1", row)], RowLog())
+    assert pairs(found) == [("a", "c", "r")]
+    log = RowLog("skip")
+    assert not choices_of_rows([("1", {"item": "x", "label": "spam", "person": "a"})], log).labelled
+
+
+def test_a_table_of_votes_is_a_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    items = [f"item {n}" for n in range(40)]
+    people = {"ann": lambda n: n % 3 - 1, "bob": lambda n: 1 - n % 2}
+    path.write_text(
+        "".join(
+            json.dumps({"person": name, **{item: said(n) for n, item in enumerate(items)}}) + "\n"
+            for name, said in people.items()
+        )
+    )
+    federation = datasets.load(path, pairs=5, validation_pairs=2, test_pairs=4)
+    for person in federation.people:
+        assert len(person.test) == 4
+        for pair in (*person.train, *person.test):
+            better, worse = (people[person.name](items.index(text)) for text in (pair.chosen, pair.rejected))
+            assert better > worse
