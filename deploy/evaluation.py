@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from penchant.client.learning.merged_model import MergedModel
+from penchant.common.csv_text import csv_text
 from penchant.common.data.importers.reading import read_choices
 from penchant.common.data.preferences import Preference, comparison_of
 from penchant.common.data.row_files import BadRows, RowLog
@@ -24,6 +24,7 @@ from penchant.common.wording import counted
 __all__ = ["Evaluation", "GroupAccuracy", "Models", "PairScore", "evaluate", "write_scores"]
 
 Comparison = tuple[str, frozenset[str]]
+_COLUMNS = ("pair", "group", "own", "chosen", "rejected")  # of the table of scores
 NOBODY = "(nobody)"
 """The group of pairs that don't say whose they are."""
 
@@ -241,9 +242,7 @@ def write_scores(evaluation: Evaluation, path: Path) -> None:
     try:
         with path.open("x", encoding="utf-8", newline="") as file:
             if path.suffix == ".csv":
-                table = csv.DictWriter(file, ["pair", "group", "own", "chosen", "rejected"])
-                table.writeheader()
-                table.writerows(_rows(evaluation))
+                file.write(csv_text([_COLUMNS, *(list(row.values()) for row in _rows(evaluation))]))
             else:
                 file.writelines(json.dumps(row) + "\n" for row in _rows(evaluation))
     except FileExistsError:
@@ -254,13 +253,8 @@ def write_scores(evaluation: Evaluation, path: Path) -> None:
 
 def _rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     for number, pair in enumerate(evaluation.pairs, 1):
-        yield {
-            "pair": number,
-            "group": pair.group,
-            "own": pair.own,
-            "chosen": pair.chosen,
-            "rejected": pair.rejected,
-        }
+        values = number, pair.group, pair.own, pair.chosen, pair.rejected
+        yield dict(zip(_COLUMNS, values, strict=True))
 
 
 def _apart(pairs: Collection[PairScore]) -> float:

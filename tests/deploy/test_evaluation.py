@@ -192,6 +192,13 @@ def test_nothing_to_judge_on_is_said(tmp_path: Path) -> None:
         evaluate(written(tmp_path / "empty.jsonl"), Models(likes("a")))
 
 
+def test_no_spreadsheet_computes_a_name_in_the_scores(tmp_path: Path) -> None:
+    file = written(tmp_path / "pairs.jsonl", row("aa", "b", person="=cmd|'/c calc'!A0"))
+    write_scores(evaluate(file, Models(likes("a"))), tmp_path / "scores.csv")
+    (read,) = csv.DictReader((tmp_path / "scores.csv").read_text(encoding="utf-8").splitlines())
+    assert read["group"] == "'=cmd|'/c calc'!A0"
+
+
 @pytest.mark.parametrize("name", ["scores.jsonl", "scores.csv"])
 def test_scores_are_written_pair_by_pair_and_never_over_a_file(name: str, tmp_path: Path) -> None:
     file = written(tmp_path / "pairs.jsonl", row("aa", "b", person="bea"), row("c", "a", person="kim"))
