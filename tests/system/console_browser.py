@@ -80,7 +80,7 @@ class Operator:
 
     def check(self, what: str) -> None:
         """Nothing to complain of: not by the browser, not by axe, and nothing wider than the screen."""
-        assert self.said == [], what
+        assert self.said == [], f"{what}: {self.said}"
         assert [url for url in self.asked if not url.startswith(self.served.address)] == []
         assert self.page.evaluate("document.documentElement.scrollWidth") <= SCREENS[self.screen][0], what
         found = Axe().run(self.page).response["violations"]
