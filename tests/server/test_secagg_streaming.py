@@ -299,7 +299,7 @@ def test_an_exchange_takes_replies_from_the_grid_one_by_one() -> None:
     class Watched(InProcessGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
             ids = list(message_ids)
-            while not all(self._pending[one].done() for one in ids):
+            while not all(one in self._answered for one in ids):
                 time.sleep(0.001)
             for message in super().pull_messages(ids):
                 there.add(message)
