@@ -240,7 +240,7 @@ def test_odd_input_is_refused_in_one_line_without_the_command_line(
 
 def test_a_remedy_is_a_flag_on_the_command_line_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError) as bad_rows:
-        penchant.load_preferences([("only", "two")])
+        penchant.load_preferences([("prompt", "better", "worse"), ("only", "two")])
     assert str(bad_rows.value).endswith('correct them, or skip them (bad_rows="skip")')
     assert ErrorReport.of(bad_rows.value).message.endswith("skip them (--skip-bad-rows)")
     (tmp_path / "own").write_text("")
