@@ -179,7 +179,7 @@ def test_infinity_s_documents_are_strings_at_its_address_alone(api: ServedApi) -
     for path in ("/rerank", "/reranking"):
         (found,) = api.post(path, table).json()["results"]
         assert (found["index"], found["document"]) == (1, "the motion tax")
-        assert found["relevance_score"] == pytest.approx(score["score"], abs=1e-6)
+        assert found["relevance_score"] == pytest.approx(score["score"], abs=1e-5)  # alone and in company
     hidden = api.post("/rerank", table | {"return_documents": False}).json()["results"]
     assert "document" not in hidden[0]
     for path, body in (
