@@ -77,10 +77,9 @@ class GatheredWork:
         self._turns = _Turns()
         self.groups: list[int] = []  # how many people each had that was trained so far
 
-    @property
-    def most(self) -> int:
-        """How many people a group has at the most."""
-        return self._asked or max(MOST_ON_CPU, MOST_ON_GPU)
+    def most(self, plan: Plan) -> int:
+        """How many people a group of this plan has at the most. Errors as `ModelCache.of`."""
+        return people_at_once(self._model_cache.of(plan), self._asked)
 
     def place(self, number: int) -> Workplace:
         """The workplace of one device, by its place in the run."""

@@ -202,7 +202,7 @@ def open_run(
         observe=observe,
         start=None if world.start is None else world.start.factors,
         manifest=fleet.sign(manifest),
-        in_turn=fleet.gathered.most,
+        in_turn=fleet.gathered.most(world.config.plan("main", world.cohort)),
         # Ray's workers load people and base model before they answer, and are asked again until they do.
         patience=world.config.federation.deadline_seconds if world.config.grid == "ray" else 0.0,
     )
