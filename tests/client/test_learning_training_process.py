@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from support.fleet_scene import some_choices
+from support.tiny_models import WORDS
 
 from penchant.client.learning import model_facts
 from penchant.client.learning.in_this_process import InThisProcess
@@ -259,7 +261,11 @@ def test_it_is_cancelled_from_another_thread(process: TrainingProcess, job: Job)
 def test_what_takes_too_much_memory_fails_alone(job: Job) -> None:
     small = TrainingProcess(memory_mb=1)
     try:
-        long = [replace(pair, prompt=f"{i} " * 400) for i in range(40) for pair in job.train]
+        draw = random.Random(
+            0
+        )  # words that the tiny model knows: others it reads as one text, which takes little
+        prompts = [" ".join(draw.choices(WORDS, k=400)) + " " for _ in range(40)]
+        long = [replace(pair, prompt=prompt) for prompt in prompts for pair in job.train]
         with pytest.raises(DeviceError):
             small.work(replace(job, train=long), LONG)
     finally:
