@@ -283,7 +283,8 @@ class RewardModel:
         distinct, places = self._distinct(asked)
         if len(distinct) == len(asked):
             return packed
-        return replace(packed, first=self._index([places.index(place) for place in places]))
+        first: dict[int, int] = {}
+        return replace(packed, first=self._index([first.setdefault(p, at) for at, p in enumerate(places)]))
 
     def subset(self, prepared: PreparedPairs, rows: Sequence[int]) -> PreparedPairs:
         """Some of the pairs, with only their texts."""
