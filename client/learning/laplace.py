@@ -232,22 +232,29 @@ class Laplace:
         return Belief(scores, posterior.error(gradients))
 
     def margin_gradients(self, personal: Vector, pairs: Sequence[Pair]) -> tuple[Array, Array]:
-        """Margins [n] at a personal part, and their gradients in it, [n, d]."""
+        """Margins [n] at a personal part, and their gradients in it, [n, d]: the same bits whatever was read
+        before."""
         places: dict[Text, int] = {}
         chosen = [places.setdefault((p.prompt, p.chosen), len(places)) for p in pairs]
         rejected = [places.setdefault((p.prompt, p.rejected), len(places)) for p in pairs]
-        scores, gradients = self.score_gradients(personal, list(places))
+        scores, gradients = self._gradients(personal, list(places), alone=True)
         return scores[chosen] - scores[rejected], gradients[chosen] - gradients[rejected]
 
     def score_gradients(self, personal: Vector, texts: Sequence[Text]) -> tuple[Array, Array]:
         """Rewards [n] at a personal part, and their gradients in it, [n, d]. DeviceError unless finite."""
+        return self._gradients(personal, texts, alone=False)
+
+    # --- inner parts ------------------------------------------------------------------------------
+
+    def _gradients(self, personal: Vector, texts: Sequence[Text], *, alone: bool) -> tuple[Array, Array]:
+        """As `score_gradients`; alone: of texts as `RewardModel.prepare` reads them."""
         scores, gradients = np.zeros(len(texts)), np.zeros((len(texts), self._split.personal.size))
         leaves = {n: t.to(self._model.device) for n, t in self._split.personal.unflatten(personal).items()}
         for tensor in leaves.values():
             tensor.requires_grad_()
         effective = self._split.effective(self._shared, leaves)
         for start in range(0, len(texts), _CHUNK):
-            chunk = self._model.prepare_texts(texts[start : start + _CHUNK])
+            chunk = self._model.prepare_texts(texts[start : start + _CHUNK], alone=alone)
             values = self._model.scores(chunk, effective)
             scores[start : start + _CHUNK] = values.detach().cpu().numpy()
             each = torch.eye(len(values), device=values.device)  # row k asks for the gradients of value k
@@ -259,8 +266,6 @@ class Laplace:
         if not (np.isfinite(scores).all() and np.isfinite(gradients).all()):
             raise DeviceError("rewards are not finite; the personal part is damaged or diverged; train again")
         return scores, gradients
-
-    # --- inner parts ------------------------------------------------------------------------------
 
     def _margins(self, personal: Vector, pairs: Sequence[Pair]) -> Array:
         if not pairs:

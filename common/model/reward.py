@@ -274,12 +274,15 @@ class RewardModel:
             self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, nu_of(pairs), weights
         )
 
-    def prepare_texts(self, texts: Sequence[tuple[str, str]]) -> Texts:
+    def prepare_texts(self, texts: Sequence[tuple[str, str]], *, alone: bool = False) -> Texts:
         """Encode (prompt, response) texts, in this order, to score them: those that are new are read at once,
         so that the last bits of a score can depend on what else was asked for. Of those of which the model
-        reads the same, all have one score."""
+        reads the same, all have one score.
+
+        alone: each is read by itself, as `prepare` does, for whatever has to repeat to the bit.
+        """
         asked = [self._text(prompt, response) for prompt, response in texts]
-        packed = self._pack(self.cache.together(asked))
+        packed = self._pack(self.cache.get(asked) if alone else self.cache.together(asked))
         distinct, places = self._distinct(asked)
         if len(distinct) == len(asked):
             return packed
