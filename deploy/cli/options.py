@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -12,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from penchant.common.config import RunConfig
+from penchant.common.errors import PenchantError
 from penchant.common.settings import Setting, current_keys, settings_of
 from penchant.deploy.configuration import names_of, numbers_of
 
@@ -85,12 +87,29 @@ def with_settings(*without: str) -> Callable[[Callable[..., None]], Callable[...
         def with_flags(**values: Any) -> None:
             given = {option.key: values.pop(option.parameter) for option in options}
             flags = {o.key: o.read(given[o.key]) for o in options if given[o.key] is not None}
-            command(flags=current_keys(RunConfig, flags), **values)
+            try:
+                command(flags=current_keys(RunConfig, flags), **values)
+            except PenchantError as error:
+                error.on_command_line = _as_given(error.on_command_line, options, given)
+                raise
 
         _take(with_flags, inspect.signature(command, eval_str=True), options)
         return with_flags
 
     return decorate
+
+
+def _as_given(text: str, options: Iterable[_Option], given: Mapping[str, Any]) -> str:
+    """What is wrong, with flags in place of the keys of those settings that were given by a flag."""
+    for option in options:
+        if given[option.key] is not None:
+            key, flag = (
+                option.setting.key,
+                option.setting.flag.partition("/")[0],
+            )  # of a switch, the one for yes
+            before = r"(?<![\w.])" if "." in key else "^"  # elsewhere such a key may be any word
+            text = re.sub(rf"{before}{re.escape(key)}(?!\.?\w)", flag, text)
+    return text
 
 
 def _run_last() -> list[Setting]:

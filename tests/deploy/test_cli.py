@@ -167,44 +167,44 @@ def test_more_people_than_there_are(refused: Callable[..., str], tiny: list[str]
     [
         (
             ["--share", "C"],
-            "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common",
+            "--share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common",
         ),
-        (["--rank", 0], "adapter.rank is 0; it must lie in 1 … 512"),
-        (["--rank", 513], "adapter.rank is 513; it must lie in 1 … 512"),
-        (["--rank", 17], "adapter.rank is 17; for these modules it must lie in 1 … 16"),
-        (["--alpha", "nan"], "adapter.alpha is nan; it must be a finite number"),
-        (["--rounds", -1], "federation.rounds is -1; it must lie in 0 … 4000"),
-        (["--rounds", 4001], "federation.rounds is 4001; it must lie in 0 … 4000"),
-        (["--rounds", 2, "--warmup-rounds", 3], "federation.warmup_rounds is 3 but there are only 2 rounds"),
-        (["--cohort", -1], "federation.cohort is -1; it must lie in 0 … 1e+06"),
-        (["--cohort", 5], "federation.cohort is 5 but there are 4 people; lower it"),
+        (["--rank", 0], "--rank is 0; it must lie in 1 … 512"),
+        (["--rank", 513], "--rank is 513; it must lie in 1 … 512"),
+        (["--rank", 17], "--rank is 17; for these modules it must lie in 1 … 16"),
+        (["--alpha", "nan"], "--alpha is nan; it must be a finite number"),
+        (["--rounds", -1], "--rounds is -1; it must lie in 0 … 4000"),
+        (["--rounds", 4001], "--rounds is 4001; it must lie in 0 … 4000"),
+        (["--rounds", 2, "--warmup-rounds", 3], "--warmup-rounds is 3 but there are only 2 rounds"),
+        (["--cohort", -1], "--cohort is -1; it must lie in 0 … 1e+06"),
+        (["--cohort", 5], "--cohort is 5 but there are 4 people; lower it"),
         (["--cohort", 2], "secure aggregation needs a cohort of at least 3, here it is 2; add people, or"),
-        (["--clip", 0], "federation.clip is 0.0; it must lie in 1e-06 … 1e+06"),
-        (["--dp-epsilon", 101], "privacy.dp_epsilon is 101.0; it must lie in 0 … 100"),
-        (["--dp-epsilon", "nan"], "privacy.dp_epsilon is nan; it must be a finite number"),
+        (["--clip", 0], "--clip is 0.0; it must lie in 1e-06 … 1e+06"),
+        (["--dp-epsilon", 101], "--dp-epsilon is 101.0; it must lie in 0 … 100"),
+        (["--dp-epsilon", "nan"], "--dp-epsilon is nan; it must be a finite number"),
         (
             ["--dp-epsilon", 1e-4],
-            "privacy.dp_epsilon is 0.0001; it must be 0, for no noise, or lie in 0.001 … 100",
+            "--dp-epsilon is 0.0001; it must be 0, for no noise, or lie in 0.001 … 100",
         ),
-        (["--dp-delta", 0.5], "privacy.dp_delta is 0.5; it must lie in 1e-12 … 0.01"),
-        (["--dp-delta", 0], "privacy.dp_delta is 0.0; it must lie in 1e-12 … 0.01"),
+        (["--dp-delta", 0.5], "--dp-delta is 0.5; it must lie in 1e-12 … 0.01"),
+        (["--dp-delta", 0], "--dp-delta is 0.0; it must lie in 1e-12 … 0.01"),
         (["--dp-epsilon", 8, "--max-colluders", 3], "sums hold the noise of 0 honest ones for certain"),
         (["--dp-epsilon", 0.01], "1 honest people are too few for any use at epsilon 0.01"),
-        (["--pairs", 0], "data.pairs is 0; it must lie in 1 … 100000"),
-        (["--seed", -1], "seed is -1; it must lie in 0 …"),
-        (["--lr-shared", 2], "training.lr_shared is 2.0; it must lie in 0 … 1"),
-        (["--local-epochs", 0], "training.local_epochs is 0; it must lie in 1 … 1000"),
-        (["--layers", 3], "adapter.layers names block 3, but the base model has 3 blocks"),
+        (["--pairs", 0], "--pairs is 0; it must lie in 1 … 100000"),
+        (["--seed", -1], "--seed is -1; it must lie in 0 …"),
+        (["--lr-shared", 2], "--lr-shared is 2.0; it must lie in 0 … 1"),
+        (["--local-epochs", 0], "--local-epochs is 0; it must lie in 1 … 1000"),
+        (["--layers", 3], "--layers names block 3, but the base model has 3 blocks"),
         (["--layers", "x"], "--layers is 'x'; it must be whole numbers, separated by commas"),
         (["--layers", ""], "--layers is ''; it must be whole numbers, separated by commas"),
         (["--target-modules", "nope"], 'these blocks have no linear module "nope"; there are '),
-        (["--target-modules", ","], "adapter.target_modules is empty"),
-        (["--evaluate", "train"], "data.evaluate is 'train'; choose one of test, validation"),
+        (["--target-modules", ","], "--target-modules is empty"),
+        (["--evaluate", "train"], "--evaluate is 'train'; choose one of test, validation"),
         (
             ["--evaluate", "validation", "--validation-pairs", 0],
-            "data.evaluate is validation, but data.validation_pairs is 0; ask for some, or score on test",
+            "--evaluate is validation, but --validation-pairs is 0; ask for some, or score on test",
         ),
-        (["--grid", "cloud"], "grid is 'cloud'; choose one of local, processes, ray"),
+        (["--grid", "cloud"], "--grid is 'cloud'; choose one of local, processes, ray"),
         (["--server-optimizer", "adam"], "choose one of fedavg, fedadam"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
@@ -255,6 +255,14 @@ def test_a_wrong_configuration_file(
 ) -> None:
     (tmp_path / "wrong.toml").write_text(text, encoding="utf-8")
     assert line in refused("--config", "wrong.toml", "--out", "run")
+
+
+def test_a_key_that_no_flag_gave_keeps_its_name(refused: Callable[..., str], tiny: list[str]) -> None:
+    """What the default, or the file, says is changed there; a word that is a key too stays a word."""
+    found = refused(*tiny, "--dp-epsilon", 8, "--no-secagg", "--seed", 3, "--out", "run")
+    assert found.startswith("--dp-epsilon needs --secagg: ")
+    Path("own.toml").write_text("[adapter]\nrank = 600\n", encoding="utf-8")
+    assert refused("--config", "own.toml", "--alpha", 2, "--out", "run").startswith("adapter.rank is 600")
 
 
 @pytest.mark.parametrize("name", ["absent.toml", "."])
@@ -452,7 +460,7 @@ def test_an_old_flag_is_answered_by_one_line_and_works(penchant: Penchant) -> No
         "note: settings have new names: training.refit_lr is now training.final_fit_lr; "
         "the old ones are read for one more version"
     )
-    assert refusal == "penchant: training.final_fit_lr is 7.0; it must lie in 0 … 1"
+    assert refusal == "penchant: --final-fit-lr is 7.0; it must lie in 0 … 1"
 
 
 # --- how errors are shown -------------------------------------------------------------------------
