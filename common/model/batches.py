@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from penchant.common.model.attention_reach import WINDOW_MOST, Reach, reaches_of, window_of, windows_of
 from penchant.common.model.beginnings import AlikeTexts, group
 from penchant.common.model.log_probability import Predicted
 from penchant.common.model.modules import find_blocks, is_linear
@@ -41,14 +42,13 @@ __all__ = [
     "Piece",
     "RowPacking",
     "row_under_way",
-    "window_of",
 ]
 
 _BATCH_TEXTS = 32
 _BATCH_TOKENS = 8192
 _PRODUCTS_MOST = 512 * 512  # tokens that ask times tokens that are seen
 _BY_PIECES = "penchant_pieces"  # the attention's name among those of transformers
-_WINDOWS = ("sliding_window", "local_attention", "window_size", "attention_window", "attention_chunk_size")
+_REACH = "penchant_reach"  # of an attention module: how far it reaches, where that is not all of a text
 
 
 class Batch(Protocol):
@@ -281,6 +281,7 @@ class PackedRow:
     owners: Owners | None = None
     pooled_owners: Owners | None = None
     gathered: tuple[AlikePieces, ...] = ()
+    narrowed: dict[Any, Tensor] = field(default_factory=dict, repr=False)  # masks by what is asked for
 
     def inputs(self) -> dict[str, Any]:
         given: dict[str, Any] = {"input_ids": self.ids, "position_ids": self.positions}
@@ -310,6 +311,32 @@ class PackedRow:
     def apart(self, states: Tensor) -> list[Tensor]:
         return [states[0, own] for own in torch.split(self.token, self.lengths.tolist())]
 
+    def seen_within(self, reach: Reach, number: int) -> Tensor | None:
+        """What is added to the attention's numbers of a piece in a block of that reach, as `Piece.seen`."""
+        piece = self.pieces[number]
+        before = 0 if piece.after is None else self.pieces[piece.after].length
+        if reach.holds(before + piece.length):
+            return piece.seen
+        key = (reach, before, piece.length)
+        if key not in self.narrowed:
+            place = torch.arange(before + piece.length, device=self.ids.device)
+            seen = reach.sees(place[before:, None] - place)  # [length, length of both]
+            mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+            self.narrowed[key] = mask[None, None]
+        return self.narrowed[key]
+
+    def gathered_within(self, reach: Reach) -> tuple[AlikePieces, ...]:
+        """The gathered pieces with the masks of a block of that reach."""
+        for number, some in enumerate(self.gathered):
+            key = (reach, number)
+            if key not in self.narrowed:
+                asking, seen = (self.positions[0][places] for places in (some.asking, some.seen))
+                away = asking[:, :, None] - seen[:, None]  # [P, L, S]
+                self.narrowed[key] = some.mask & reach.sees(away).unsqueeze(1)
+        return tuple(
+            replace(some, mask=self.narrowed[reach, number]) for number, some in enumerate(self.gathered)
+        )
+
     def pooled(self) -> Tensor | None:
         """The places in the row of the tokens that are pooled, one a text, or from which a word is predicted;
         None where all are."""
@@ -321,24 +348,20 @@ class PackedRow:
         return None if places is None else self.token[places]
 
 
-def window_of(module: Any) -> int | None:
-    """How many tokens away the attention of some block reaches, where a base model says that it does not
-    reach all."""
-    windows = (getattr(module.config, name, None) for name in _WINDOWS)
-    return min((one for one in windows if isinstance(one, int)), default=None)
-
-
 class RowPacking:
     """Texts in rows. pieces: attention by pieces, else under a mask.
 
     Raises:
-        TypeError: the model reads longer texts than its attention reaches, or long ones in another way than
-            short ones, or its attention is not the one that can go by pieces.
+        TypeError: the model reads longer texts than its attention reaches, and not by pieces of which that
+            can be cut out; or long ones in another way than short ones; or its attention is not the one that
+            can go by pieces.
     """
 
     def __init__(self, network: AdaptedNetwork, *, pieces: bool) -> None:
         settings: Any = network.module.config
-        if (window := window_of(network.module)) is not None and window < network.max_tokens:
+        window = window_of(network.module)
+        narrow = window is not None and window < network.max_tokens
+        if narrow and (not pieces or max(windows_of(network.module)) > WINDOW_MOST):
             raise TypeError(f"texts of {network.max_tokens} tokens reach beyond a window of {window}")
         if (turns := _turning_length(network)) < network.max_tokens:
             raise TypeError(f"texts of more than {turns} tokens are read in another way")
@@ -347,8 +370,9 @@ class RowPacking:
         if not pieces and not network.causal:
             raise TypeError("without a causal order nothing is shared, and a mask spares nothing")
         table = int(getattr(settings, "max_position_embeddings", 0) or _BATCH_TOKENS)
-        # Tables and windows may go by places in a row.
-        self.most_tokens = min(_BATCH_TOKENS, table, _BATCH_TOKENS if window is None else window)
+        self._reaches = reaches_of(network) if narrow else {}
+        # Tables and windows may go by places in a row, unless the windows are cut out of each text.
+        self.most_tokens = min(_BATCH_TOKENS, table, _BATCH_TOKENS if window is None or narrow else window)
         self._network = network
         self.by_pieces = pieces
         self.name = "pieces" if pieces else "mask"
@@ -358,6 +382,8 @@ class RowPacking:
     def prepare(self, module: Any) -> Any:
         if self.by_pieces:
             module.config._attn_implementation = _BY_PIECES
+            for name, reach in self._reaches.items():
+                vars(module.get_submodule(name))[_REACH] = reach
         _spare_feed_forward(find_blocks(module)[1][-1])
         return module
 
@@ -523,8 +549,10 @@ def _attend_by_pieces(
     row = _under_way.row
     if row is None or attention_mask is not None:
         raise RuntimeError("attention goes by pieces, but not in a row of them")
+    reach: Reach | None = vars(module).get(_REACH)
     if row.gathered:
-        return _attend_gathered(query, key, value, row.gathered, scaling), None
+        gathered = row.gathered if reach is None else row.gathered_within(reach)
+        return _attend_gathered(query, key, value, gathered, scaling), None
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     lengths = [piece.length for piece in row.pieces]
     queries, keys, values = (torch.split(whole, lengths, dim=2) for whole in (query, key, value))
@@ -533,7 +561,8 @@ def _attend_by_pieces(
         k, v = keys[number], values[number]
         if piece.after is not None:
             k, v = torch.cat([keys[piece.after], k], dim=2), torch.cat([values[piece.after], v], dim=2)
-        found.append(_attend(queries[number], k, v, piece.seen, causal, scaling))
+        seen = piece.seen if reach is None else row.seen_within(reach, number)
+        found.append(_attend(queries[number], k, v, seen, causal, scaling))
     return torch.cat(found, dim=2).transpose(1, 2), None
 
 

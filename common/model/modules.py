@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -16,6 +18,13 @@ from penchant.common.model.factors import AdaptedModule, BaseTensor
 
 AUTO = "auto"
 CONV1D = "Conv1D"  # of transformers, which the server does without
+
+
+def structural_copy(module: nn.Module) -> Any:
+    """A copy that can be changed, but for parameters and buffers, which are the module's own: it takes
+    milliseconds and no memory to speak of."""
+    memo = {id(t): t for t in itertools.chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, memo)
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -27,7 +27,6 @@ from the whole set of texts it is given: either way a resumed run sees the bits 
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import threading
@@ -41,10 +40,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from penchant.common.errors import BaseModelError, ConfigError
-from penchant.common.model.batches import Batch, Batches, Packing, Padded, RowPacking, window_of
+from penchant.common.model.attention_reach import WINDOW_MOST, long_enough, window_of, windows_of
+from penchant.common.model.batches import Batch, Batches, Packing, Padded, RowPacking
 from penchant.common.model.factors import MergedWeights
 from penchant.common.model.log_probability import ResponseTokens
-from penchant.common.model.modules import find_blocks
+from penchant.common.model.modules import find_blocks, structural_copy
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 
 Activations = tuple[Tensor, ...]  # what is kept of one text; the tail knows the meaning
@@ -92,8 +92,7 @@ class _Skeletons:
         """This thread's copy, after `prepare`."""
         copied = getattr(self._local, "copied", None)
         if copied is None:
-            memo = {id(t): t for t in itertools.chain(self._source.parameters(), self._source.buffers())}
-            copied = self._prepare(copy.deepcopy(self._source, memo))
+            copied = self._prepare(structural_copy(self._source))
             self._local.copied = copied
         return copied
 
@@ -498,6 +497,7 @@ def choose_tail(network: AdaptedNetwork, probes: Sequence[Any]) -> Tail:
     gives."""
     full = full_tail(network)
     effective = _probe_factors(network)
+    probes = [*probes, *_beyond_windows(network, probes)]
     expected = _embed_all(full, probes, effective)
     found = _first_that_agrees(_cheapest_first(network), expected, probes, effective, network)
     inner = found._inner if isinstance(found, ResponseTail) else found
@@ -506,6 +506,16 @@ def choose_tail(network: AdaptedNetwork, probes: Sequence[Any]) -> Tail:
     if found is None or isinstance(found.packing, Padded):
         _tell_padded(network)
     return full if found is None else found
+
+
+def _beyond_windows(network: AdaptedNetwork, probes: Sequence[Any]) -> list[Any]:
+    """A probe text that is longer than the network's windows, where texts may be."""
+    windows = windows_of(network.module)
+    if not windows or min(windows) >= network.max_tokens or max(windows) > WINDOW_MOST:
+        return []
+    own = [probe.ids if isinstance(probe, ResponseTokens) else probe for probe in probes]
+    ids = torch.cat(own).repeat(long_enough(network))[: long_enough(network)]
+    return [ids if network.unembedding is None else ResponseTokens(ids, len(ids) // 2)]
 
 
 def _tell_padded(network: AdaptedNetwork) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.fleet_scene import WORDS
+from support.tiny_models import write_tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
@@ -283,6 +284,20 @@ def test_attention_of_alike_pieces_at_once(tiny_model: Callable[[str], Path], ki
     modules = QUERIES.get(kind, ("q_proj", "v_proj"))
     model, _ = model_of(tiny_model(kind), "A", rank=2, target_modules=modules, layers=())
     vars(model)["stacked"] = stacked_tail(model.tail, model._network, gathered=True)
+    compare(model, model.split(), atol=5e-5)
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "window"), [("mistral", {"sliding_window": 4}), ("modernbert", {"local_attention": 4})]
+)
+def test_windows_that_are_shorter_than_texts(
+    tmp_path: Path, kind: str, window: dict[str, int], gathered: bool
+) -> None:
+    write_tiny_model(kind, tmp_path, **window)
+    modules = QUERIES.get(kind, ("q_proj", "v_proj"))
+    model, _ = model_of(tmp_path, "A", rank=2, target_modules=modules, layers=())
+    vars(model)["stacked"] = stacked_tail(model.tail, model._network, gathered=gathered)
     compare(model, model.split(), atol=5e-5)
 
 

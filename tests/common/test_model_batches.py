@@ -207,19 +207,65 @@ def test_what_lies_below_the_first_adapted_block_is_kept(tiny_model: Any, kind: 
     assert_same(fast, slow)
 
 
+NARROW = [
+    ("mistral", {"sliding_window": 8}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}),
+    ("modernbert", {"local_attention": 8}),
+    ("modernbert", {"local_attention": 4, "global_attn_every_n_layers": 2}),
+]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("layers", [(), (-1,)])
+@pytest.mark.parametrize(("kind", "window"), NARROW)
+def test_a_window_shorter_than_the_texts_is_cut_out_of_each(
+    tmp_path: Path, kind: str, window: dict[str, Any], layers: Any, pooling: str
+) -> None:
+    """Also where texts have a beginning in common, that reaches out of the window."""
+    write_tiny_model(kind, tmp_path, **window)
+    fast, slow = (
+        model_of(tmp_path, kind, full=full, layers=layers, pooling=pooling) for full in (False, True)
+    )
+    assert packing(fast) == "pieces"
+    assert_same(fast, slow)
+    longest = max(len(fast._tokens(prompt + response)) for prompt, response in TEXTS)
+    assert longest > 2 * max(one for one in window.values() if isinstance(one, int))
+
+
+@pytest.mark.parametrize(("kind", "window"), NARROW)
+def test_a_window_that_is_forgotten_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, window: dict[str, Any]
+) -> None:
+    """A probe text is longer than it."""
+    write_tiny_model(kind, tmp_path, **window)
+    monkeypatch.setattr(batches, "reaches_of", lambda _: {})
+    assert packing(model_of(tmp_path, kind)) == "padded"
+
+
 @pytest.mark.parametrize(
-    ("kind", "window"), [("mistral", {"sliding_window": 8}), ("modernbert", {"local_attention": 16})]
+    ("kind", "window", "said"),
+    [
+        (
+            "gpt_neo",
+            {"attention_types": [[["local"], 3]], "window_size": 8},
+            8,
+        ),  # masks that nobody hands over
+        ("gemma2", {"sliding_window": 8}, 8),  # an attention that is not torch's
+        ("mistral", {"sliding_window": 31}, 31),  # found out over twice as many tokens: too many here
+    ],
 )
-def test_a_window_shorter_than_the_texts_keeps_them_apart(
-    tmp_path: Path, caplog: Any, kind: str, window: dict[str, int]
+def test_a_window_that_is_not_known_keeps_texts_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, kind: str, window: dict[str, Any], said: int
 ) -> None:
     """No tiny text would tell: it is seen from the model's settings, and said with what spares it."""
+    monkeypatch.setattr(batches, "WINDOW_MOST", 30)
     write_tiny_model(kind, tmp_path, **window)
     with caplog.at_level("INFO"):
         fast = model_of(tmp_path, kind)
     assert packing(fast) == "padded"
-    assert "this base model's window of 8: they are read padded" in caplog.text
-    assert "--max-tokens 8 spares that" in caplog.text
+    assert f"this base model's window of {said}: they are read padded" in caplog.text
+    assert f"--max-tokens {said} spares that" in caplog.text
     assert_same(fast, model_of(tmp_path, kind, full=True))
 
 
