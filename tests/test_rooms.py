@@ -41,8 +41,13 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Every module that `path` imports, at whatever depth of the code, in dotted form."""
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -213,6 +218,7 @@ def test_there_is_no_circle_of_files() -> None:
     order.prepare()  # raises CycleError, which names the circle
 
 
+@cache
 def doors(room: str) -> dict[str, set[str]]:
     """What lies right inside a room -> what else right inside it that imports."""
     found: dict[str, set[str]] = {}
@@ -459,22 +465,19 @@ def words(path: Path) -> Iterator[str]:
     yield from re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
 
 
-def commands_of_penchant() -> set[str]:
+@cache
+def commands_of_penchant() -> dict[str, Any]:
+    """Every command, and group of them, by its name."""
     import typer.main
 
     from penchant.deploy.cli.main import app
 
-    command = typer.main.get_command(app)
-    return set(getattr(command, "commands", {}))
+    return dict(getattr(typer.main.get_command(app), "commands", {}))
 
 
 def options_of(command: str, rest: str) -> set[str]:
     """The options of a command, or of the one that `rest` names within a group: `penchant device join …`."""
-    import typer.main
-
-    from penchant.deploy.cli.main import app
-
-    found = getattr(typer.main.get_command(app), "commands", {})[command]
+    found = commands_of_penchant()[command]
     path = command
     for word in rest.split():
         within = getattr(found, "commands", {})
