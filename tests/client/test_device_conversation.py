@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from support.command_line import device_command
 from support.tiny_models import write_tiny_chat_model
 
 from penchant.client.device.conversation import Conversation
@@ -61,8 +61,7 @@ def device(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Device:
 
 
 def command(*words: str, home: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "penchant.deploy.cli.main", "device", *words, "--home", str(home)]
-    return subprocess.run(line, input=typed, capture_output=True, text=True, timeout=300, check=False)
+    return device_command(*words, home=home, typed=typed)
 
 
 def of_motions(texts: list[str]) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+from support.command_line import device_command
 from support.tiny_models import write_tiny_model
 
 from penchant.client.agent.policy import OwnerPolicy
@@ -366,12 +367,7 @@ def test_a_device_killed_while_it_trains_has_the_old_model_or_the_new_one(folder
 
 
 def command(*words: str, home: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
-    program = "from penchant.deploy.cli.main import main; main()"
-    environment = os.environ | {"PENCHANT_HOME": str(home), "COLUMNS": "120"}
-    return subprocess.run(
-        [sys.executable, "-c", program, "device", *words],
-        capture_output=True, text=True, env=environment, input=typed, timeout=120,
-    )  # fmt: skip
+    return device_command(*words, home=home, typed=typed)
 
 
 def test_the_owners_first_day_at_the_command_line(folder: Path, tmp_path: Path) -> None:

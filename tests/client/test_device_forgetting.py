@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tomli_w
+from support.command_line import device_command
 
 from penchant.client.agent.agent import Model
 from penchant.client.device.device import Device, Forgotten
@@ -414,12 +413,7 @@ def test_a_home_whose_ledger_is_gone_says_so_and_goes_on_when_told(homes: Callab
 
 
 def command(device: Device, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    program = "from penchant.deploy.cli.main import main; main()"
-    environment = os.environ | {"PENCHANT_HOME": str(device.directory), "COLUMNS": "120"}
-    return subprocess.run(
-        [sys.executable, "-c", program, "device", *words],
-        capture_output=True, text=True, env=environment, input=typed, timeout=300,
-    )  # fmt: skip
+    return device_command(*words, home=device.directory, typed=typed)
 
 
 def test_chosen_choices_are_listed_confirmed_and_forgotten(homes: Callable[[str], Device]) -> None:
