@@ -52,8 +52,8 @@ def model_of(
     folder: Path, kind: str, *, full: bool = False, layers: Any = (), **settings: Any
 ) -> RewardModel:
     """Factors on the queries and values of some blocks; one token a word, whatever the family's tokenizer."""
-    settings = {"dtype": "float32", **settings}
-    model = ModelConfig(base_model=str(folder), normalize=0, max_tokens=32, **settings)
+    settings = {"dtype": "float32", "normalize": 0, **settings}
+    model = ModelConfig(base_model=str(folder), max_tokens=32, **settings)
     adapter = AdapterConfig(
         share="AB", rank=2, alpha=4.0, target_modules=QUERIES.get(kind, ("q_proj", "v_proj")), layers=layers
     )
@@ -231,6 +231,17 @@ def test_a_window_shorter_than_the_texts_is_cut_out_of_each(
     assert_same(fast, slow)
     longest = max(len(fast._tokens(prompt + response)) for prompt, response in TEXTS)
     assert longest > 2 * max(one for one in window.values() if isinstance(one, int))
+
+
+@pytest.mark.parametrize(("kind", "window"), [NARROW[0], NARROW[2]])
+def test_a_window_is_cut_out_of_contexts_of_responses(
+    tmp_path: Path, kind: str, window: dict[str, Any]
+) -> None:
+    write_tiny_model(kind, tmp_path, writes=True, **window)
+    settings = {"objective": "dpo", "template": "none", "normalize": ModelConfig.normalize}
+    fast, slow = (model_of(tmp_path, kind, full=full, **settings) for full in (False, True))
+    assert (fast.tail.name, packing(fast)) == ("responses", "pieces")
+    assert_same(fast, slow)
 
 
 @pytest.mark.parametrize(("kind", "window"), NARROW)
