@@ -60,6 +60,5 @@ class MergedModel:
         """(score of the chosen, score of the rejected response) of each pair, in order."""
         for begin in range(0, len(pairs), AT_A_TIME):
             prepared = self.model.prepare(pairs[begin : begin + AT_A_TIME])
-            with torch.no_grad():
-                scores = self.model.scores(prepared.texts, self.weights)
-            yield from zip(scores[prepared.chosen].tolist(), scores[prepared.rejected].tolist(), strict=True)
+            chosen, rejected = self.model.both_scores(prepared, self.weights)
+            yield from zip(chosen.tolist(), rejected.tolist(), strict=True)
