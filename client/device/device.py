@@ -396,8 +396,7 @@ class Device(DeviceHome):
         shared, start = planned.parts(factors)
         about = self._about()
         if kept is None or about is None or not about.errors or len(texts) * kept.size > POSTERIOR_MOST:
-            prepared = planned.model.prepare_texts(texts)
-            scores = planned.trainer(start).score(shared, start if kept is None else kept, prepared)
+            scores = planned.trainer(start).rewards(shared, start if kept is None else kept, texts)
             above = scores - scores.mean()
             found = [Liked(*text, float(score)) for text, score in zip(texts, above, strict=True)]
         else:

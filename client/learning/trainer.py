@@ -7,7 +7,7 @@ calls, the reward model is only read. Two threads may train two people with one 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -151,6 +151,11 @@ class LocalTrainer:
         with torch.no_grad():
             scores = self._model.scores(texts, self._effective(self._leaves(shared, personal)))
         return np.asarray(scores.cpu().numpy(), dtype=np.float32)
+
+    def rewards(self, shared: Vector, personal: Vector, texts: Sequence[tuple[str, str]]) -> Vector:
+        """Rewards [n], float32, of (prompt, response) texts, however many."""
+        found = self._model.rewards(texts, self._effective(self._leaves(shared, personal)))
+        return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
     # --- inner parts ------------------------------------------------------------------------------
 

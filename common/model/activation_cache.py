@@ -121,6 +121,11 @@ class PrefixCache:
                 found |= self._computed({key: wanted[key] for key in missing})
         return [found[key] for key in keys]
 
+    def bytes_a_token(self, text: Text) -> float:
+        """How many bytes are kept for each token of a text, which is computed for it, but not kept."""
+        tokens = self._tokens(text)
+        return _size(self._tail.precompute([tokens])[0]) / len(tokens)
+
     def warm(self, texts: Iterable[Text], threads: int = 1) -> None:
         """Compute texts ahead, in batches that depend on the set of texts alone, and of it on what is read.
 

@@ -47,6 +47,7 @@ PACK_BYTES = 1 << 30
 """Of frozen states that lie in one piece, ready for a pass through the rest of the network."""
 
 _BEGINNING = "A motion to table the amendment, offered "
+_FEW_TOKENS = 1024  # whose activations are few in any model
 _BEGUN = 10  # characters of a probe that are the prompt's, where there is one
 _PROBES = (
     "Yea or nay?",
@@ -310,6 +311,21 @@ class RewardModel:
         first: dict[int, int] = {}
         return replace(packed, first=self._index([first.setdefault(p, at) for at, p in enumerate(places)]))
 
+    def portions(self, texts: Sequence[tuple[str, str]]) -> list[range]:
+        """Which of some (prompt, response) texts, in order, are to be given to `prepare_texts` at a time, so
+        that their activations weigh about `pack_bytes` at most. All of them where they are few."""
+        lengths = [min(length, self.max_tokens) for length in self.lengths(texts)]
+        if sum(lengths) <= _FEW_TOKENS or sum(lengths) * self._a_token <= self.pack_bytes:
+            return [range(len(texts))]
+        portions, begin, held = [], 0, 0.0
+        for place, length in enumerate(lengths):
+            size = length * self._a_token
+            if place > begin and held + size > self.pack_bytes:
+                portions.append(range(begin, place))
+                begin, held = place, 0.0
+            held += size
+        return [*portions, range(begin, len(texts))]
+
     def subset(self, prepared: PreparedPairs, rows: Sequence[int]) -> PreparedPairs:
         """Some of the pairs, with only their texts."""
         where = torch.tensor(rows, dtype=torch.long, device=self.device)
@@ -456,6 +472,16 @@ class RewardModel:
         chosen, rejected = zip(*found, strict=True)
         return (chosen[0], rejected[0]) if len(found) == 1 else (torch.cat(chosen), torch.cat(rejected))
 
+    def rewards(self, texts: Sequence[tuple[str, str]], effective: MergedWeights) -> Tensor:
+        """Rewards [n] of (prompt, response) texts, without gradients, as many at a time as `portions` says;
+        where the model reads the same, they are the same to the bit."""
+        found = [self._rewards(texts[rows.start : rows.stop], effective) for rows in self.portions(texts)]
+        if len(found) == 1:
+            return found[0]
+        first: dict[bytes, int] = {}
+        keys = [self.cache.key(self._text(*text)) for text in texts]
+        return torch.cat(found)[self._index([first.setdefault(key, at) for at, key in enumerate(keys)])]
+
     def join(self, people: Sequence[PreparedPairs]) -> JoinedPairs:
         """Put several people's prepared pairs together, for `stacked_margins`.
 
@@ -501,6 +527,15 @@ class RewardModel:
     def _both(self, prepared: PreparedPairs, effective: MergedWeights) -> tuple[Tensor, Tensor]:
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen], scores[prepared.rejected]
+
+    @torch.no_grad()
+    def _rewards(self, texts: Sequence[tuple[str, str]], effective: MergedWeights) -> Tensor:
+        return self.scores(self.prepare_texts(texts), effective)
+
+    @cached_property
+    def _a_token(self) -> float:
+        """Bytes of activations for each token, of a text like others."""
+        return self.cache.bytes_a_token(self._text(_BEGINNING[:_BEGUN], _BEGINNING[_BEGUN:]))
 
     def _losses(self, margins: Tensor, ties: Tensor | None, nu: float | Tensor) -> Tensor:
         losses = self.objective.losses

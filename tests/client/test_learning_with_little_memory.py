@@ -15,6 +15,7 @@ from penchant.client.learning.laplace import Laplace, Prior
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig
 from penchant.common.data.preferences import Preference
+from penchant.common.model import reward
 from penchant.common.model.reward import RewardModel, load_reward_model
 
 
@@ -114,6 +115,28 @@ def test_judging_with_little_memory_gives_the_same_piece_by_piece(both: Any) -> 
     assert theirs.evaluate(shared, personal, parts).loss_sum == pytest.approx(counts.loss_sum, rel=1e-6)
     margins = own.margins(shared, personal, whole)
     assert theirs.margins(shared, personal, parts) == pytest.approx(margins, rel=1e-5, abs=1e-6)
+
+
+def test_many_texts_are_scored_in_portions_and_those_that_read_alike_the_same(
+    both: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, plenty, little = both
+    texts = [(pair.prompt, text) for pair in some_pairs() for text in (pair.chosen, pair.rejected)]
+    texts.append(texts[0])
+    monkeypatch.setattr(reward, "_FEW_TOKENS", 0)
+    assert plenty.portions(texts) == [range(49)]
+    portions = little.portions(texts)
+    assert len(portions) > 2
+    assert [place for rows in portions for place in rows] == list(range(49))
+    read: list[int] = []
+    real = little.cache.together
+    monkeypatch.setattr(little.cache, "together", lambda asked: read.append(len(asked)) or real(asked))
+    own, shared, personal = trainer(plenty)
+    theirs, _, _ = trainer(little)
+    found = theirs.rewards(shared, personal, texts)
+    assert read == [len(rows) for rows in portions]
+    assert found[48] == found[0]
+    assert found == pytest.approx(own.rewards(shared, personal, texts), rel=1e-4, abs=1e-5)
 
 
 def test_a_piece_is_one_pair_at_least(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
