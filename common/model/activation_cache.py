@@ -129,21 +129,22 @@ class PrefixCache:
     def warm(self, texts: Iterable[Text], threads: int = 1) -> None:
         """Compute texts ahead, in batches that depend on the set of texts alone, and of it on what is read.
 
-        `threads` batches run at a time (let torch use one thread itself then). When not all of the
-        activations would fit, this does nothing and leaves the texts to `get`.
+        `threads` batches run at a time (let torch use one thread itself then). When memory has no place for
+        the activations of all, each text is computed alone, as `get` does: so no bit depends on what a disk
+        has place for. When it has none either, this does nothing and leaves the texts to `get`.
         """
         ordered = sorted((len(ids), text, ids) for text, ids in ((t, self._tokens(t)) for t in set(texts)))
         different = {self._named(_digest(text), ids): ids for _, text, ids in ordered}
-        listed = list(different.items())
-        chunks = [listed[i : i + _WARM_TEXTS] for i in range(0, len(listed), _WARM_TEXTS)]
-        missing = [chunk for chunk in chunks if any(not self._there(key) for key, _ in chunk)]
-        if not missing:
+        if all(map(self._there, different)):
             return
         shortest, _, ids = ordered[0]
         expected = _size(self._tail.precompute([ids])[0]) // shortest * sum(map(len, different.values()))
         if expected > self._limit + (0 if self._disk is None else self._disk.room()):
             log.info("the activations of %d texts would not fit; they are computed as needed", len(ordered))
             return
+        listed, count = list(different.items()), _WARM_TEXTS if expected <= self._limit else 1
+        chunks = [listed[i : i + count] for i in range(0, len(listed), count)]
+        missing = [chunk for chunk in chunks if not all(self._there(key) for key, _ in chunk)]
         for chunk, entries in self._ahead(missing, threads):
             with self._changed:
                 for (key, _), entry in zip(chunk, entries, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +95,30 @@ def test_training_with_little_memory_has_the_same_bits_and_computes_each_text_on
     assert little.cache.forwards == 48
     assert before in (0, 48)
     assert little.cache.held <= little.cache._limit
+
+
+def test_a_full_disk_costs_time_and_no_bit(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", refused)
+    settings, adapter = (
+        ModelConfig(base_model=str(tiny_model("bert")), max_tokens=24),
+        AdapterConfig(share="A"),
+    )
+    plenty = load_reward_model(settings, adapter, device="cpu", disk_bytes=0)
+    little = load_reward_model(
+        settings, adapter, device="cpu", cache_bytes=8000, pack_bytes=8000, folder=tmp_path
+    )
+    learned = []
+    for model in (plenty, little):
+        own, shared, personal = trainer(model, batch_size=5)
+        learned.append(own.train(shared, personal, model.prepare(some_pairs()), seed=3))
+    assert learned[0].shared_update.tobytes() == learned[1].shared_update.tobytes()
+    assert learned[0].personal.tobytes() == learned[1].personal.tobytes()
+    assert (plenty.cache.forwards, little.cache.forwards > 100) == (48, True)
 
 
 def test_judging_with_little_memory_gives_the_same_piece_by_piece(both: Any) -> None:

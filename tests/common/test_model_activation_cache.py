@@ -26,9 +26,11 @@ class Letters:
 
     def __init__(self) -> None:
         self.computed: list[int] = []
+        self.batches: list[int] = []
 
     def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         self.computed += [int(ids[0]) for ids in texts]
+        self.batches.append(len(texts))
         return [(ids.float(), ids[:1].clone()) for ids in texts]
 
 
@@ -64,9 +66,14 @@ def test_a_text_for_which_memory_has_no_place_is_computed_once(tmp_path: Path) -
 
 
 def test_warming_fills_the_disk_where_memory_is_short(tmp_path: Path) -> None:
+    """Each text is computed alone then, so that no bit depends on what the disk has place for."""
     kept, tail = cache(tmp_path, 5)
     kept.warm(TEXTS, threads=2)
     assert (kept.forwards, len(kept)) == (40, 5)
+    assert set(tail.batches) == {1}
+    plenty, batched = cache(tmp_path, 40)
+    plenty.warm(TEXTS)
+    assert batched.batches == [1, 16, 16, 8]  # the first a measurement
     tail.computed.clear()
     kept.warm(TEXTS)
     assert right(kept.get(TEXTS))
