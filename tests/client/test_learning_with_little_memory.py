@@ -14,6 +14,7 @@ import torch
 from support.tiny_models import WORDS
 
 from penchant.client.learning.laplace import Laplace, Prior
+from penchant.client.learning.model_cache import device_models
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig
 from penchant.common.data.preferences import Preference
@@ -194,3 +195,25 @@ def test_how_sure_a_model_is_and_how_far_it_deviates_come_piece_by_piece(
     assert pieced == pytest.approx(gain, rel=1e-4)
     assert same == pytest.approx(vector, rel=1e-3, abs=1e-5)
     assert little.cache.forwards == 48
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "by_text", "in_one_piece"),
+    [
+        (None, 4 << 30, 1 << 30),
+        (4096, 1 << 30, 512 << 20),
+        (96, 24 << 20, 12 << 20),
+        (1 << 20, 4 << 30, 1 << 30),
+    ],
+)
+def test_frozen_states_have_their_share_of_what_a_job_may_take(
+    memory_mb: int | None, by_text: int, in_one_piece: int, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    settings = ModelConfig(base_model=str(tiny_model("bert")), max_tokens=24)
+    model = device_models(memory_mb, tmp_path).model(settings, AdapterConfig())
+    assert (model.cache._limit, model.pack_bytes) == (by_text, in_one_piece)
+    disk = model.cache._disk
+    assert disk is not None
+    assert disk._folder == tmp_path
+    assert disk._most == (8 << 30) // (32 << 10)
+    assert device_models(memory_mb, None).model(settings, AdapterConfig()).cache._disk is None
