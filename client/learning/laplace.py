@@ -272,8 +272,7 @@ class Laplace:
             return np.zeros(0)
         prepared = self._model.prepare(pairs)
         leaves = {n: t.to(self._model.device) for n, t in self._split.personal.unflatten(personal).items()}
-        with torch.no_grad():
-            margins = self._model.margins(prepared, self._split.effective(self._shared, leaves))
+        margins = self._model.judged(prepared, self._split.effective(self._shared, leaves))
         return np.asarray(margins.double().cpu().numpy())
 
 

@@ -6,7 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +15,18 @@ from numpy.typing import NDArray
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, Plan
 from penchant.common.model import announced
+from penchant.common.model.activation_cache import CACHE_BYTES
 from penchant.common.model.factors import Split
-from penchant.common.model.reward import RewardModel, load_reward_model
+from penchant.common.model.reward import PACK_BYTES, RewardModel, load_reward_model
 from penchant.common.model.signature import ModelSignature
+from penchant.common.model.state_store import DEVICE_DISK_BYTES
 
-__all__ = ["ModelCache", "PlannedModel"]
+__all__ = ["ModelCache", "PlannedModel", "device_models"]
 
 Vector = NDArray[np.float32]
 Loader = Callable[[ModelConfig, AdapterConfig], RewardModel]
 
+MB = 1024 * 1024
 MODELS_MOST = 2
 """Models kept at a time: each announcement may ask for other settings, and must not fill the memory."""
 
@@ -98,3 +102,28 @@ class ModelCache:
             while len(self._models) > MODELS_MOST:
                 self._models.popitem(last=False)
             return self._models[key]
+
+
+def device_models(memory_mb: int | None, folder: Path | None) -> ModelCache:
+    """Models of a device. Of a job's memory frozen states fill a quarter, and what lies in one piece an
+    eighth: there can be two such pieces, one that is being made, and a step is to have its share.
+
+    Args:
+        memory_mb: what a job may take beside the models, in MB; None: there is no bound.
+        folder: of the device, where frozen states may be written that memory has no place for; None: nothing
+            is written.
+    """
+    cache_bytes, pack_bytes = CACHE_BYTES, PACK_BYTES
+    if memory_mb is not None:
+        cache_bytes = min(cache_bytes, memory_mb * MB // 4)
+        pack_bytes = min(pack_bytes, memory_mb * MB // 8)
+    disk_bytes = 0 if folder is None else DEVICE_DISK_BYTES
+    return ModelCache(
+        partial(
+            load_reward_model,
+            cache_bytes=cache_bytes,
+            pack_bytes=pack_bytes,
+            disk_bytes=disk_bytes,
+            folder=folder,
+        )
+    )

@@ -7,7 +7,7 @@ calls, the reward model is only read. Two threads may train two people with one 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -123,14 +123,12 @@ class LocalTrainer:
 
         nu: with which ties are expected, as of `nu_of`; by default that of these pairs.
         """
-        with torch.no_grad():
-            margins = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
+        margins = self._model.judged(prepared, self._effective(self._leaves(shared, personal)))
         return counts_of(margins, prepared, nu)
 
     def margins(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Vector:
         """Rewards of the chosen less those of the rejected responses, float32 [pairs]."""
-        with torch.no_grad():
-            found = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
+        found = self._model.judged(prepared, self._effective(self._leaves(shared, personal)))
         return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
     def gain_of_deviating(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> float:
@@ -138,16 +136,26 @@ class LocalTrainer:
         deviations (`ShareRule.spread`), where they are: above 0 if they ought to be larger."""
         leaves = self._leaves(shared, personal)
         log_scale = torch.zeros((), device=self._model.device, requires_grad=True)
-        scaled = {name: leaves[name] * log_scale.exp() for name in self._split.deviations(leaves)}
-        margins = self._model.margins(prepared, self._effective(leaves | scaled))
-        loss = _weighed(davidson(margins, prepared.ties, prepared.nu), prepared.weights).sum()
-        return -float(torch.autograd.grad(loss, log_scale)[0])
+        slope = 0.0
+        for rows in self._model.pieces(prepared):
+            scaled = {name: leaves[name] * log_scale.exp() for name in self._split.deviations(leaves)}
+            piece = self._model.piece(prepared, rows)
+            margins = self._model.margins(piece, self._effective(leaves | scaled))
+            loss = _weighed(davidson(margins, piece.ties, piece.nu), piece.weights).sum()
+            slope -= float(torch.autograd.grad(loss, log_scale)[0])
+            del piece, margins, loss  # before the next one is there
+        return slope
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
         """Rewards [n], float32, of prepared texts."""
         with torch.no_grad():
             scores = self._model.scores(texts, self._effective(self._leaves(shared, personal)))
         return np.asarray(scores.cpu().numpy(), dtype=np.float32)
+
+    def rewards(self, shared: Vector, personal: Vector, texts: Sequence[tuple[str, str]]) -> Vector:
+        """Rewards [n], float32, of (prompt, response) texts, however many."""
+        found = self._model.rewards(texts, self._effective(self._leaves(shared, personal)))
+        return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
     # --- inner parts ------------------------------------------------------------------------------
 

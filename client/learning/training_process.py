@@ -54,10 +54,12 @@ class TrainingProcess:
     Args:
         memory_mb: how much memory a job may take beyond the loaded model, in MB. Linux enforces it; elsewhere
             only the system's own limits hold.
+        folder: where the process may write frozen states that it has no memory for; by default nothing is.
     """
 
-    def __init__(self, memory_mb: int) -> None:
+    def __init__(self, memory_mb: int, folder: Path | None = None) -> None:
         self._memory_mb = memory_mb
+        self._folder = folder
         self._facts = ModelFacts()
         self._turn = threading.Lock()
         self._worker: Child | None = None
@@ -172,7 +174,7 @@ class TrainingProcess:
         stuck = since is not None and time.monotonic() - since > LOAD_SECONDS
         if self._worker is None or stuck or not self._worker.alive():
             self.close()
-            self._worker = Child(_serve, self._memory_mb, name=NAME)
+            self._worker = Child(_serve, self._memory_mb, self._folder, name=NAME)
         return self._worker
 
 
@@ -203,43 +205,44 @@ def _ended() -> DeviceError:
 # --- in the process -----------------------------------------------------------------------------------
 
 
-def _serve(connection: Connection, memory_mb: int) -> None:
+def _serve(connection: Connection, memory_mb: int, folder: Path | None) -> None:
     with suppress(OSError):  # a service manager may forbid it, and has its own limits
         os.nice(NICENESS)
     yield_memory(GOES_FIRST)
     end_with_parent()
-    place = _Place()
+    place = _Place(memory_mb, folder)
     while True:
         try:
             kind, subject = connection.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return
-        answer(connection, partial(place.load if kind == "load" else place.work, subject, memory_mb))
+        answer(connection, partial(place.load if kind == "load" else place.work, subject))
         del subject  # the choices of a job that is done are not kept
 
 
 class _Place:
     """Where the process works: its models, from the first message on."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory_mb: int, folder: Path | None) -> None:
+        self._memory_mb, self._folder = memory_mb, folder
         self._models: ModelCache | None = None
 
-    def load(self, plan: Plan, memory_mb: int) -> ModelTold:
+    def load(self, plan: Plan) -> ModelTold:
         """What is told of a model, which may take what memory it needs."""
         _bound_memory(None)
         return facts_of(self._kept(), plan)
 
-    def work(self, job: Job, memory_mb: int) -> Outcome:
+    def work(self, job: Job) -> Outcome:
         """The outcome of a job, which may take so much memory beyond the loaded model."""
         from penchant.client.learning.in_this_process import InThisProcess
 
         models = self._kept()
-        _bound_memory(memory_mb)
+        _bound_memory(self._memory_mb)
         return InThisProcess(models).work(job)
 
     def _kept(self) -> ModelCache:
         if self._models is None:
-            self._models = new_models()
+            self._models = new_models(self._memory_mb, self._folder)
         return self._models
 
 

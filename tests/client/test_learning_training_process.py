@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from support.fleet_scene import some_choices
-from support.tiny_models import WORDS
+from support.tiny_models import WORDS, write_tiny_model
 
 from penchant.client.learning import model_facts
 from penchant.client.learning.in_this_process import InThisProcess
@@ -25,6 +25,7 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import Job
 from penchant.common.config import Plan, RunConfig
+from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError, DataError, DeviceError
 
 LONG = 300.0
@@ -270,6 +271,38 @@ def test_what_takes_too_much_memory_fails_alone(job: Job) -> None:
             small.work(replace(job, train=long), LONG)
     finally:
         small.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of one process")
+def test_choices_that_need_several_times_the_memory_are_learned_from(tmp_path: Path) -> None:
+    """160 texts whose frozen states take 295 MB, where a job may take 96 MB in all."""
+    base, home = tmp_path / "base", tmp_path / "home"
+    home.mkdir()
+    wide = {"hidden_size": 128, "intermediate_size": 1024, "max_position_embeddings": 400}
+    write_tiny_model("bert", base, **wide)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=400)) for _ in range(160)]
+    pairs = [
+        Preference("", chosen, rejected) for chosen, rejected in zip(texts[::2], texts[1::2], strict=True)
+    ]
+    changes = {"model.base_model": str(base), "model.max_tokens": 400, "training.micro_batch_size": 2}
+    plan = RunConfig().changed({**changes, "training.local_epochs": 2}).plan("main", 4)
+    at_once = InThisProcess(ModelCache())
+    loaded = at_once.load(plan)
+    shared, start = loaded.split.initial(plan.seed)
+    job = Job(plan, loaded.digest, shared, start, start, pairs, pairs[:30], seed=7)
+    small = TrainingProcess(96, home)
+    try:
+        theirs = small.work(job, LONG)
+    finally:
+        small.close()
+    ours = at_once.work(job)
+    assert theirs.weight == 80
+    assert theirs.shared_update.tobytes() == ours.shared_update.tobytes()
+    assert theirs.personal.tobytes() == ours.personal.tobytes()
+    assert theirs.before.correct == ours.before.correct
+    assert theirs.before.loss_sum == pytest.approx(ours.before.loss_sum, rel=1e-6)
+    assert list(home.iterdir()) == []
 
 
 def test_it_does_not_outlive_the_agent() -> None:
