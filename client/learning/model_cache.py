@@ -29,12 +29,14 @@ MODELS_MOST = 2
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A reward model with the split that a plan asks for."""
+    """A reward model with the split that a plan asks for. step_bytes: what a training step may hold;
+    None for the fixed bound."""
 
     model: RewardModel
     model_signature: ModelSignature
     split: Split
     plan: Plan
+    step_bytes: int | None = None
 
     def parts(self, factors: Vector) -> tuple[Vector, Vector]:
         """(shared, common start of the personal part) from announced factors."""
@@ -50,17 +52,20 @@ class PlannedModel:
 
     def trainer(self, start: Vector) -> LocalTrainer:
         """A trainer that pulls towards `start`, if the plan asks for it."""
-        return LocalTrainer(self.model, self.split, self.plan.training, start)
+        return LocalTrainer(self.model, self.split, self.plan.training, start, step_bytes=self.step_bytes)
 
 
 class ModelCache:
     """Loads each base model once, for all plans that differ only in what is shared or trained.
 
     The least recently used model goes when a new one would be one too many.
+
+    step_bytes: what a training step may hold until its gradients are there; None for the fixed bound.
     """
 
-    def __init__(self, load: Loader = load_reward_model) -> None:
+    def __init__(self, load: Loader = load_reward_model, *, step_bytes: int | None = None) -> None:
         self._load = load
+        self._step_bytes = step_bytes
         self._models: OrderedDict[tuple[ModelConfig, AdapterConfig, bool], RewardModel] = OrderedDict()
         self._latest: PlannedModel | None = None
         self._lock = threading.Lock()
@@ -81,7 +86,7 @@ class ModelCache:
             if latest is None or latest.plan != plan or latest.model is not model:
                 model_signature = ModelSignature.of(model)
                 split = model_signature.split(plan)
-                latest = self._latest = PlannedModel(model, model_signature, split, plan)
+                latest = self._latest = PlannedModel(model, model_signature, split, plan, self._step_bytes)
             return latest
 
     def model(self, model: ModelConfig, adapter: AdapterConfig) -> RewardModel:

@@ -143,11 +143,12 @@ def _tell(connection: Connection, plan: Plan) -> None:
     answer(connection, lambda: facts_of(new_models(), plan))
 
 
-def new_models() -> ModelCache:
-    """Models for this process. Here, where an installation that is broken is told as other faults are."""
+def new_models(step_bytes: int | None = None) -> ModelCache:
+    """Models for this process, whose training steps may hold so much. Here, where an installation that is
+    broken is told as other faults are."""
     from penchant.client.learning.model_cache import ModelCache
 
-    return ModelCache()
+    return ModelCache(step_bytes=step_bytes)
 
 
 def _draw(connection: Connection, plan: Plan, signature: ModelSignature) -> None:

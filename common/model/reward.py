@@ -38,6 +38,7 @@ from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.prompt_form import FormedText, PromptForm, joined
 from penchant.common.model.stacked import StackedTail, StackedWeights, stacked_tail
 from penchant.common.model.standalone import StandaloneScorer, tokenizer_json
+from penchant.common.model.step_memory import StepMemory
 from penchant.common.model.strengths import weights_of
 from penchant.common.model.tails import Activations, Tail, check_base, check_beside, choose_tail, full_tail
 from penchant.common.objectives import LogProbabilities
@@ -225,6 +226,7 @@ class RewardModel:
         self.tail: Tail = full_tail(network) if full else choose_tail(network, probes)
         read = self._tokens if self.objective.has_head else self._response
         self.cache = PrefixCache(read, self.tail, cache_bytes)
+        self.step_memory = StepMemory(self.tail, network)
 
     @cached_property
     def stacked(self) -> StackedTail | None:

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from support.fleet_scene import some_choices
-from support.tiny_models import WORDS
+from support.tiny_models import WORDS, write_tiny_model
 
 from penchant.client.learning import model_facts
 from penchant.client.learning.in_this_process import InThisProcess
@@ -291,3 +291,42 @@ def test_it_does_not_outlive_the_agent() -> None:
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of one process")
+def test_who_has_many_choices_is_trained_within_the_memory_there_is(tmp_path: Path) -> None:
+    """All at once the step would hold several times what a job may take: it goes in portions."""
+    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6}
+    write_tiny_model("llama", tmp_path, **sizes)
+    changes = {
+        "model.base_model": str(tmp_path),
+        "model.max_tokens": 32,
+        "adapter.target_modules": ("q_proj", "v_proj"),
+        "adapter.layers": (),
+        "training.local_epochs": 2,
+    }
+    plan = RunConfig().changed(changes).plan("main", 4)
+    models = ModelCache()
+    loaded = InThisProcess(models).load(plan)
+    shared, start = loaded.split.initial(plan.seed)
+    choices, draw = some_choices(0), random.Random(0)
+    train = [
+        replace(pair, prompt=" ".join(draw.choices(WORDS, k=24)) + " ")
+        for _ in range(200)
+        for pair in choices.train
+    ]
+    job = Job(plan, loaded.digest, shared, start, start, train, choices.validation, seed=7)
+    model, split = models.of(plan).model, loaded.split
+    parts = [{n: t.requires_grad_() for n, t in split.shared.unflatten(shared).items()}]
+    parts += [{n: t.requires_grad_() for n, t in split.personal.unflatten(start).items()}]
+    whole = model.step_memory.of(model.prepare(train).texts.packed, split.effective(*parts))
+    memory_mb = 160
+    assert whole > 3 * memory_mb * 2**20
+    small = TrainingProcess(memory_mb=memory_mb)
+    try:
+        small.load(plan)
+        outcome = small.work(job, LONG)
+    finally:
+        small.close()
+    assert outcome.weight == len(train)
+    assert np.abs(outcome.shared_update).max() > 0
