@@ -259,7 +259,7 @@ class StepMemory:
 
 
 @dataclass(frozen=True)
-class _Text:
+class _BatchText:
     """One of a batch's texts: the number of its beginning, the tokens of that which it shares with other
     texts, and its own."""
 
@@ -268,26 +268,28 @@ class _Text:
     own: int
 
 
-def _texts(packed: Any) -> list[_Text]:
+def _texts(packed: Any) -> list[_BatchText]:
     """Those of a batch, in the given order."""
     if isinstance(packed, PackedResponses):
         return _texts(packed.texts)
     if isinstance(packed, PackedTokens):
         ends = [*packed.first.tolist()[1:], len(packed.token)]
         starts = packed.first.tolist()
-        return [_Text(n, 0, end - start) for n, (start, end) in enumerate(zip(starts, ends, strict=True))]
+        return [
+            _BatchText(n, 0, end - start) for n, (start, end) in enumerate(zip(starts, ends, strict=True))
+        ]
     if not isinstance(packed, Batches):
-        return [_Text(number, 0, 1) for number in range(len(packed))]
-    found: list[_Text] = []
+        return [_BatchText(number, 0, 1) for number in range(len(packed))]
+    found: list[_BatchText] = []
     for batch in packed.batches:
         if isinstance(batch, PaddedBatch):
-            found += [_Text(len(found) + n, 0, own) for n, own in enumerate(batch.mask.sum(1).tolist())]
+            found += [_BatchText(len(found) + n, 0, own) for n, own in enumerate(batch.mask.sum(1).tolist())]
         elif isinstance(batch, PackedRow):
             found += _texts_of_row(batch, len(found))
     return [found[place] for place in packed.inverse.tolist()]
 
 
-def _texts_of_row(row: PackedRow, number: int) -> Iterator[_Text]:
+def _texts_of_row(row: PackedRow, number: int) -> Iterator[_BatchText]:
     """The texts of a row, whose beginnings have numbers from `number` on."""
     lengths = row.lengths.tolist()
     places = torch.split(row.token, lengths)
@@ -299,7 +301,7 @@ def _texts_of_row(row: PackedRow, number: int) -> Iterator[_Text]:
         if end - begin > 1:  # what follows the beginning is somewhere else, but for the first of them
             last = places[end - 1]
             shared = int((last.diff() != 1).nonzero()[0]) + 1
-        yield from (_Text(number + begin, shared, length - shared) for length in lengths[begin:end])
+        yield from (_BatchText(number + begin, shared, length - shared) for length in lengths[begin:end])
         begin = end
 
 
@@ -310,7 +312,7 @@ class _Reading:
         self._places: set[int] = set()
         self._tokens: dict[int, int] = {}  # by beginning
 
-    def add(self, place: int, text: _Text) -> None:
+    def add(self, place: int, text: _BatchText) -> None:
         """One more text, unless it is there."""
         if place in self._places:
             return
@@ -322,7 +324,7 @@ class _Reading:
     def work(self) -> _Work:
         raise NotImplementedError
 
-    def _count(self, text: _Text, known: int | None) -> None:
+    def _count(self, text: _BatchText, known: int | None) -> None:
         raise NotImplementedError
 
 
@@ -336,7 +338,7 @@ class _ByPieces(_Reading):
     def work(self) -> _Work:
         return self._done
 
-    def _count(self, text: _Text, known: int | None) -> None:
+    def _count(self, text: _BatchText, known: int | None) -> None:
         whole = text.shared + text.own
         new = text.own if known is not None else whole
         self._done = self._done.plus(_Work(new, new * whole, text.shared))
@@ -352,7 +354,7 @@ class _UnderMask(_Reading):
     def work(self) -> _Work:
         return self._done
 
-    def _count(self, text: _Text, known: int | None) -> None:
+    def _count(self, text: _BatchText, known: int | None) -> None:
         before, now = known or 0, self._tokens[text.beginning]
         self._done = self._done.plus(_Work(now - before, now**2 - before**2))
 
@@ -368,7 +370,7 @@ class _Padded(_Reading):
         count = len(self._places)
         return _Work(count * self._longest, count * self._longest**2)
 
-    def _count(self, text: _Text, known: int | None) -> None:
+    def _count(self, text: _BatchText, known: int | None) -> None:
         self._longest = max(self._longest, text.own)
 
 
@@ -385,7 +387,7 @@ class _Held:
 
 
 def _cut(
-    texts: Sequence[_Text],
+    texts: Sequence[_BatchText],
     shape: Callable[[], _Reading],
     pairs: Sequence[tuple[int, int]],
     rates: _Work,
@@ -401,7 +403,7 @@ def _cut(
 
 
 def _next(
-    texts: Sequence[_Text],
+    texts: Sequence[_BatchText],
     shape: Callable[[], _Reading],
     pairs: Sequence[tuple[int, int]],
     rates: _Work,
@@ -425,7 +427,7 @@ def _next(
     return held
 
 
-def _beginnings(texts: Sequence[_Text], pair: tuple[int, int]) -> set[int]:
+def _beginnings(texts: Sequence[_BatchText], pair: tuple[int, int]) -> set[int]:
     return {texts[place].beginning for place in pair}
 
 
