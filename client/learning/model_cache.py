@@ -33,12 +33,14 @@ MODELS_MOST = 2
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A reward model with the split that a plan asks for."""
+    """A reward model with the split that a plan asks for. step_bytes: what a training step may hold;
+    None for the fixed bound."""
 
     model: RewardModel
     model_signature: ModelSignature
     split: Split
     plan: Plan
+    step_bytes: int | None = None
 
     def parts(self, factors: Vector) -> tuple[Vector, Vector]:
         """(shared, common start of the personal part) from announced factors."""
@@ -54,17 +56,20 @@ class PlannedModel:
 
     def trainer(self, start: Vector) -> LocalTrainer:
         """A trainer that pulls towards `start`, if the plan asks for it."""
-        return LocalTrainer(self.model, self.split, self.plan.training, start)
+        return LocalTrainer(self.model, self.split, self.plan.training, start, step_bytes=self.step_bytes)
 
 
 class ModelCache:
     """Loads each base model once, for all plans that differ only in what is shared or trained.
 
     The least recently used model goes when a new one would be one too many.
+
+    step_bytes: what a training step may hold until its gradients are there; None for the fixed bound.
     """
 
-    def __init__(self, load: Loader = load_reward_model) -> None:
+    def __init__(self, load: Loader = load_reward_model, *, step_bytes: int | None = None) -> None:
         self._load = load
+        self._step_bytes = step_bytes
         self._models: OrderedDict[tuple[ModelConfig, AdapterConfig, bool], RewardModel] = OrderedDict()
         self._latest: PlannedModel | None = None
         self._lock = threading.Lock()
@@ -85,7 +90,7 @@ class ModelCache:
             if latest is None or latest.plan != plan or latest.model is not model:
                 model_signature = ModelSignature.of(model)
                 split = model_signature.split(plan)
-                latest = self._latest = PlannedModel(model, model_signature, split, plan)
+                latest = self._latest = PlannedModel(model, model_signature, split, plan, self._step_bytes)
             return latest
 
     def model(self, model: ModelConfig, adapter: AdapterConfig) -> RewardModel:
@@ -105,18 +110,19 @@ class ModelCache:
 
 
 def device_models(memory_mb: int | None, folder: Path | None) -> ModelCache:
-    """Models of a device. Of a job's memory frozen states fill a quarter, and what lies in one piece an
-    eighth: there can be two such pieces, one that is being made, and a step is to have its share.
+    """Models of a device. Of a job's memory frozen states fill a quarter, what lies in one piece an eighth,
+    for there can be two such pieces, one that is being made, and a step holds another quarter.
 
     Args:
         memory_mb: what a job may take beside the models, in MB; None: there is no bound.
         folder: of the device, where frozen states may be written that memory has no place for; None: nothing
             is written.
     """
-    cache_bytes, pack_bytes = CACHE_BYTES, PACK_BYTES
+    cache_bytes, pack_bytes, step_bytes = CACHE_BYTES, PACK_BYTES, None
     if memory_mb is not None:
         cache_bytes = min(cache_bytes, memory_mb * MB // 4)
         pack_bytes = min(pack_bytes, memory_mb * MB // 8)
+        step_bytes = memory_mb * MB // 4
     disk_bytes = 0 if folder is None else DEVICE_DISK_BYTES
     return ModelCache(
         partial(
@@ -125,5 +131,6 @@ def device_models(memory_mb: int | None, folder: Path | None) -> ModelCache:
             pack_bytes=pack_bytes,
             disk_bytes=disk_bytes,
             folder=folder,
-        )
+        ),
+        step_bytes=step_bytes,
     )

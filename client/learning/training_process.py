@@ -7,6 +7,7 @@ busy or gone can depend on choices, so nothing but the next job ever waits for i
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import threading
@@ -41,6 +42,8 @@ NICENESS = 10  # the agent answers first
 GOES_FIRST = 1000  # when memory runs out
 LOOK_SECONDS = 0.05  # at whether a job that waits for its model was cancelled
 MB = 1024 * 1024
+OWN_MEMORY = 4 * MB  # tensors of that size or more go back to the system when they are let go
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 NAME = "penchant training"
 
 
@@ -53,7 +56,7 @@ class TrainingProcess:
 
     Args:
         memory_mb: how much memory a job may take beyond the loaded model, in MB. Linux enforces it; elsewhere
-            only the system's own limits hold.
+            only the system's own limits hold. A training step is cut so that it holds a quarter of that.
         folder: where the process may write frozen states that it has no memory for; by default nothing is.
     """
 
@@ -210,6 +213,7 @@ def _serve(connection: Connection, memory_mb: int, folder: Path | None) -> None:
         os.nice(NICENESS)
     yield_memory(GOES_FIRST)
     end_with_parent()
+    _leave_no_holes()
     place = _Place(memory_mb, folder)
     while True:
         try:
@@ -221,7 +225,10 @@ def _serve(connection: Connection, memory_mb: int, folder: Path | None) -> None:
 
 
 class _Place:
-    """Where the process works: its models, from the first message on."""
+    """Where the process works: its models, from the first message on.
+
+    memory_mb: what a job may take beyond the loaded model. folder: as of `TrainingProcess`.
+    """
 
     def __init__(self, memory_mb: int, folder: Path | None) -> None:
         self._memory_mb, self._folder = memory_mb, folder
@@ -233,7 +240,7 @@ class _Place:
         return facts_of(self._kept(), plan)
 
     def work(self, job: Job) -> Outcome:
-        """The outcome of a job, which may take so much memory beyond the loaded model."""
+        """The outcome of a job, within its memory."""
         from penchant.client.learning.in_this_process import InThisProcess
 
         models = self._kept()
@@ -244,6 +251,13 @@ class _Place:
         if self._models is None:
             self._models = new_models(self._memory_mb, self._folder)
         return self._models
+
+
+def _leave_no_holes() -> None:
+    """Give large tensors memory of their own, where the C library is glibc: among others they leave holes
+    behind, and a step was seen to take eight times what it held."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_MEMORY)
 
 
 def _bound_memory(memory_mb: int | None) -> None:

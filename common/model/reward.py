@@ -39,6 +39,7 @@ from penchant.common.model.prompt_form import FormedText, PromptForm, joined
 from penchant.common.model.stacked import StackedTail, StackedWeights, stacked_tail
 from penchant.common.model.standalone import StandaloneScorer, tokenizer_json
 from penchant.common.model.state_store import DISK_BYTES, StateStore, lasting_folder
+from penchant.common.model.step_memory import StepMemory
 from penchant.common.model.strengths import weights_of
 from penchant.common.model.tails import Activations, Tail, check_base, check_beside, choose_tail, full_tail
 from penchant.common.objectives import LogProbabilities
@@ -249,6 +250,7 @@ class RewardModel:
         self.tail: Tail = full_tail(network) if full else choose_tail(network, probes)
         read = self._tokens if self.objective.has_head else self._response
         self.cache = PrefixCache(read, self.tail, cache_bytes, disk)
+        self.step_memory = StepMemory(self.tail, network)
 
     @cached_property
     def stacked(self) -> StackedTail | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.tiny_models import WORDS
@@ -79,10 +80,11 @@ def test_the_tail_is_the_one_that_is_meant(both: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"batch_size": 5}, {"micro_batch_size": 3}], ids=str)
-def test_training_with_little_memory_has_the_same_bits_and_computes_each_text_once(
-    both: Any, changes: dict[str, int]
+def test_training_with_a_disk_has_the_same_bits_and_computes_each_text_once(
+    both: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]
 ) -> None:
     _, plenty, little = both
+    monkeypatch.setattr(little, "pack_bytes", plenty.pack_bytes)
     pairs, before = some_pairs(), little.cache.forwards
     learned = []
     for model in (plenty, little):
@@ -98,6 +100,38 @@ def test_training_with_little_memory_has_the_same_bits_and_computes_each_text_on
     assert little.cache.held <= little.cache._limit
 
 
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 5}, {"micro_batch_size": 3}], ids=str)
+def test_training_piece_by_piece_comes_to_the_same(both: Any, changes: dict[str, int]) -> None:
+    """Frozen states of no more than `pack_bytes` lie in one piece at a time, and gradients are summed."""
+    _, plenty, little = both
+    pairs = some_pairs()
+    learned, packed = [], list[int]()
+    for model in (plenty, little):
+        own, shared, personal = trainer(model, optimizer="sgd", **changes)
+        prepared = model.prepare(pairs)
+        own.train(shared, personal, prepared, seed=3)  # what a step holds is measured once, on other texts
+        collate = model.tail.collate
+        with pytest.MonkeyPatch.context() as patch:
+            if model is little:
+                patch.setattr(
+                    model.tail,
+                    "collate",
+                    lambda parts, real=collate: packed.append(_bytes(parts)) or real(parts),
+                )
+            learned.append(own.train(shared, personal, prepared, seed=3))
+    one, other = learned
+    largest = max(little.subset(prepared, [row]).state_bytes for row in range(24))
+    assert 0 < max(packed) <= max(little.pack_bytes, largest) < prepared.state_bytes / 3
+    assert np.allclose(one.shared_update, other.shared_update, rtol=1e-4, atol=1e-6)
+    assert np.allclose(one.personal, other.personal, rtol=1e-4, atol=1e-6)
+    assert np.abs(one.shared_update).max() > 1e-4
+    assert one.before.loss_sum == pytest.approx(other.before.loss_sum, rel=1e-6)
+
+
+def _bytes(parts: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for part in parts for tensor in part)
+
+
 def test_a_full_disk_costs_time_and_no_bit(
     tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,9 +144,7 @@ def test_a_full_disk_costs_time_and_no_bit(
         AdapterConfig(share="A"),
     )
     plenty = load_reward_model(settings, adapter, device="cpu", disk_bytes=0)
-    little = load_reward_model(
-        settings, adapter, device="cpu", cache_bytes=8000, pack_bytes=8000, folder=tmp_path
-    )
+    little = load_reward_model(settings, adapter, device="cpu", cache_bytes=8000, folder=tmp_path)
     learned = []
     for model in (plenty, little):
         own, shared, personal = trainer(model, batch_size=5)
