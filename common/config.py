@@ -376,7 +376,8 @@ class TrainingConfig(Section):
     )
     micro_batch_size: int = setting(
         0,
-        "Pairs whose activations are held in memory at a time, to spare it; 0 stands for the whole batch.",
+        "Pairs whose activations are held in memory at a time at most; 0 for as many as a fixed bound in "
+        "bytes has place for.",
         low=0,
         high=100_000,
         old=("chunk",),

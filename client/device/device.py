@@ -44,7 +44,7 @@ from penchant.client.learning.doubt import Doubt, doubt_of, numbers_kept
 from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.laplace import Laplace, probability
 from penchant.client.learning.merged_model import MergedModel
-from penchant.client.learning.model_cache import ModelCache, PlannedModel
+from penchant.client.learning.model_cache import ModelCache, PlannedModel, device_models
 from penchant.client.learning.newcomer import fit_newcomer, prior_of
 from penchant.client.learning.outcome import Counts
 from penchant.client.learning.proxy_gap import ProxyGap, proxy_gap
@@ -232,7 +232,7 @@ class Device(DeviceHome):
         super().__init__(directory, passphrase)
         self._fitted = Fitted(FittedStore(directory, self.storage))
         self._shares_cache = model_cache is not None
-        self._model_cache = ModelCache() if model_cache is None else model_cache
+        self._model_cache = device_models(None, directory) if model_cache is None else model_cache
 
     def agent(self) -> Agent:
         """As `DeviceHome.agent`; but where this device was opened with a model cache that others share, it
@@ -396,8 +396,7 @@ class Device(DeviceHome):
         shared, start = planned.parts(factors)
         about = self._about()
         if kept is None or about is None or not about.errors or len(texts) * kept.size > POSTERIOR_MOST:
-            prepared = planned.model.prepare_texts(texts)
-            scores = planned.trainer(start).score(shared, start if kept is None else kept, prepared)
+            scores = planned.trainer(start).rewards(shared, start if kept is None else kept, texts)
             above = scores - scores.mean()
             found = [Liked(*text, float(score)) for text, score in zip(texts, above, strict=True)]
         else:

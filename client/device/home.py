@@ -178,7 +178,7 @@ class DeviceHome:
         """The agent of this device, as it takes part in rounds: it works in a separate process and keeps to
         real time. UsageError before `join`."""
         if self._training is None:  # one for all agents of this device, with the models that it has loaded
-            self._training = TrainingProcess(self.policy().max_training_mb)
+            self._training = TrainingProcess(self.policy().max_training_mb, self.directory)
         agent = self._agent(self._training, WallClock())
         with suppress(DeviceError):  # of which each round tells the owner
             self.choices()  # read now, rather than when a server asks

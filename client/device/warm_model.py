@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from penchant.client.device.device import Device, ModelInUse
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.model.reward import load_reward_model
+from penchant.common.model.state_store import DEVICE_DISK_BYTES
 
 __all__ = ["TextScore", "WarmModel", "small_cache"]
 
@@ -112,6 +114,13 @@ def _passes(lengths: Sequence[int]) -> Iterator[range]:
         yield range(start, len(lengths))
 
 
-def small_cache() -> ModelCache:
-    """Where a process that serves keeps its models."""
-    return ModelCache(partial(load_reward_model, cache_bytes=CACHE_BYTES))
+def small_cache(folder: Path | None = None) -> ModelCache:
+    """Where a process that serves keeps its models.
+
+    folder: where frozen states may lie that memory has no place for, of a process that trains too; without
+        one nothing is written.
+    """
+    disk_bytes = 0 if folder is None else DEVICE_DISK_BYTES
+    return ModelCache(
+        partial(load_reward_model, cache_bytes=CACHE_BYTES, disk_bytes=disk_bytes, folder=folder)
+    )

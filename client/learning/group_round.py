@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penchant.client.learning.blend import blended, with_vote
-from penchant.client.learning.local_round import judged_on, nothing_to_learn, sendable
+from penchant.client.learning.local_round import judged_on, nothing_to_learn, sendable, work
 from penchant.client.learning.lockstep import Learner, LockstepTrainer
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.outcome import Counts, Outcome
@@ -33,7 +33,8 @@ def work_together(
         planned: the model and plan of all of them.
         jobs: several people's, of one round: the same plan and common start.
         prepared: the choices to learn from of each, as the model takes them; None where there are none.
-        step_bytes: what the activations of a step may take together (`LockstepTrainer`).
+        step_bytes: what the activations of a step may take together (`LockstepTrainer`). Whose own are more
+            than a step may hold at all is trained alone.
 
     Raises:
         ConfigError: the jobs are of different plans, or these people can't be trained together.
@@ -41,10 +42,17 @@ def work_together(
     if any(job.plan != planned.plan for job in jobs):
         raise ConfigError("work that is done together must be of one plan; sort the jobs by their plans")
     made: Made = [nothing_to_learn() for _ in jobs]
-    there = [place for place, one in enumerate(prepared) if one is not None]
+    there = []
+    for place, (job, one) in enumerate(zip(jobs, prepared, strict=True)):
+        if one is None:
+            continue
+        if planned.trainer(job.start).at_once(job.shared, job.personal, one):
+            there.append(place)
+        else:  # whose step is too large by itself: where one person is trained alone it is cut
+            made[place] = _alone(planned, job)
     if there:
         some = [jobs[place] for place in there]
-        pairs = [one for one in prepared if one is not None]
+        pairs = [one for place in there if (one := prepared[place]) is not None]
         trainer = LockstepTrainer(
             planned.model, planned.split, planned.plan.training, some[0].start, step_bytes=step_bytes
         )
@@ -53,6 +61,14 @@ def work_together(
         for place, outcome in zip(there, found, strict=True):
             made[place] = _checked(outcome)
     return made
+
+
+def _alone(planned: PlannedModel, job: Job) -> Outcome | PenchantError:
+    """What comes of one person's job by itself."""
+    try:
+        return work(planned, job.shared, job.start, job.personal, job.train, job.held_out, job.seed)
+    except PenchantError as error:
+        return error
 
 
 def _trained(

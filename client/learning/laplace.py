@@ -18,11 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from penchant.common.errors import ConfigError, DeviceError
 from penchant.common.model.davidson import CHOICES, PairLikelihood
-from penchant.common.model.factors import Split, Vector
-from penchant.common.model.reward import Pair, RewardModel
+from penchant.common.model.factors import MergedWeights, Split, Vector
+from penchant.common.model.recomputed import blocks_recomputed
+from penchant.common.model.reward import Pair, RewardModel, Texts
 from penchant.common.shares import HEAD
 
 __all__ = ["Belief", "Laplace", "Posterior", "Prior", "linear_optimum", "probability"]
@@ -30,7 +32,7 @@ __all__ = ["Belief", "Laplace", "Posterior", "Prior", "linear_optimum", "probabi
 Array = NDArray[np.float64]
 Text = tuple[str, str]  # prompt and response
 
-_CHUNK = 8  # texts whose gradients are taken together: memory grows with the square
+_CHUNK = 8  # texts whose gradients are taken together at most: memory grows with the square
 _OUTER, _INNER, _HALVINGS = 20, 50, 12
 _SETTLED, _INNER_SETTLED = 1e-4, 1e-10  # nats
 
@@ -131,16 +133,21 @@ class Laplace:
     Args:
         model, split: as in `LocalTrainer`; the split must have a personal part.
         shared: the shared factors, float32 [d_shared].
+        step_bytes: what the gradients of some texts may hold until they are there: of long texts fewer are
+            taken together. None for the fixed bound (`common/model/step_memory.py`).
 
     Raises:
         ConfigError: nothing is personal.
     """
 
-    def __init__(self, model: RewardModel, split: Split, shared: Vector) -> None:
+    def __init__(
+        self, model: RewardModel, split: Split, shared: Vector, *, step_bytes: int | None = None
+    ) -> None:
         if not split.personal.size:
             raise ConfigError(f'share "{split.rule.name}" has no personal part that one could be unsure of')
         self._model = model
         self._split = split
+        self._step_bytes = step_bytes
         device = model.device
         specs = split.personal.specs
         names = np.repeat([spec.name for spec in specs], [spec.size for spec in specs])
@@ -253,27 +260,49 @@ class Laplace:
         for tensor in leaves.values():
             tensor.requires_grad_()
         effective = self._split.effective(self._shared, leaves)
-        for start in range(0, len(texts), _CHUNK):
-            chunk = self._model.prepare_texts(texts[start : start + _CHUNK], alone=alone)
-            values = self._model.scores(chunk, effective)
-            scores[start : start + _CHUNK] = values.detach().cpu().numpy()
-            each = torch.eye(len(values), device=values.device)  # row k asks for the gradients of value k
-            found = torch.autograd.grad(
-                values, list(leaves.values()), each, is_grads_batched=True, retain_graph=True
-            )
-            rows = torch.cat([slopes.reshape(len(values), -1) for slopes in found], dim=1)
-            gradients[start : start + _CHUNK] = rows.cpu().numpy()
+        done = 0
+        while done < len(texts):
+            chunk = self._taken(texts[done : done + _CHUNK], effective, alone=alone)
+            some = slice(done, done + chunk.count)
+            scores[some], gradients[some] = self._slopes(chunk, effective, list(leaves.values()))
+            done = some.stop
         if not (np.isfinite(scores).all() and np.isfinite(gradients).all()):
             raise DeviceError("rewards are not finite; the personal part is damaged or diverged; train again")
         return scores, gradients
+
+    def _taken(self, texts: Sequence[Text], effective: MergedWeights, *, alone: bool) -> Texts:
+        """The first of some texts, as many as the bound allows, at least one."""
+        count = len(texts)
+        while True:
+            taken = self._model.prepare_texts(texts[:count], alone=alone)
+            memory = self._model.step_memory
+            if count == 1 or memory.slopes_fit(taken.packed, effective, self._step_bytes):
+                return taken
+            count = (count + 1) // 2
+
+    def _slopes(
+        self, texts: Texts, effective: MergedWeights, leaves: Sequence[Tensor]
+    ) -> tuple[Array, Array]:
+        """Rewards [n] of some texts, and their gradients in the leaves [n, d]. One text alone that is above
+        the bound has its blocks computed again on the way back."""
+        memory = self._model.step_memory
+        single = texts.count == 1 and memory.of(texts.packed, effective) > memory.bound(self._step_bytes)
+        with blocks_recomputed(single and memory.can_recompute(effective)):
+            values = self._model.scores(texts, effective)
+        each = torch.eye(len(values), device=values.device)  # row k asks for the gradients of value k
+        if single:  # for what is computed again, one by one
+            found = torch.autograd.grad(values, leaves, each[0], retain_graph=True)
+        else:
+            found = torch.autograd.grad(values, leaves, each, is_grads_batched=True, retain_graph=True)
+        rows = torch.cat([slopes.reshape(len(values), -1) for slopes in found], dim=1)
+        return values.detach().cpu().numpy(), rows.cpu().numpy()
 
     def _margins(self, personal: Vector, pairs: Sequence[Pair]) -> Array:
         if not pairs:
             return np.zeros(0)
         prepared = self._model.prepare(pairs)
         leaves = {n: t.to(self._model.device) for n, t in self._split.personal.unflatten(personal).items()}
-        with torch.no_grad():
-            margins = self._model.margins(prepared, self._split.effective(self._shared, leaves))
+        margins = self._model.judged(prepared, self._split.effective(self._shared, leaves))
         return np.asarray(margins.double().cpu().numpy())
 
 

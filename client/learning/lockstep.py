@@ -62,8 +62,7 @@ def people_bytes(split: Split, prepared: PreparedPairs) -> int:
     """What one person of a group holds in memory: six times the factors (received, trained, gradient, two of
     the optimiser's and a copy), and the pairs' activations twice."""
     factors = 4 * (split.shared.size + split.personal.size)
-    texts = sum(tensor.numel() * tensor.element_size() for part in prepared.parts for tensor in part)
-    return 6 * factors + 2 * texts
+    return 6 * factors + 2 * prepared.state_bytes
 
 
 _Work = Callable[[Sequence[Learner]], "list[Outcome | DeviceError]"]

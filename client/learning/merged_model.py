@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-import torch
-
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.data.preferences import Preference, without_ties
@@ -46,9 +44,7 @@ class MergedModel:
 
     def scores(self, texts: Sequence[tuple[str, str]]) -> list[float]:
         """The score of each (prompt, response)."""
-        with torch.no_grad():
-            found = self.model.scores(self.model.prepare_texts(texts), self.weights)
-        return [float(score) for score in found]
+        return [float(score) for score in self.model.rewards(texts, self.weights)]
 
     def unread(self, pairs: Sequence[Preference]) -> list[str]:
         """What must be said of texts that the model does not read to their end, of choices and of ties."""
@@ -60,6 +56,5 @@ class MergedModel:
         """(score of the chosen, score of the rejected response) of each pair, in order."""
         for begin in range(0, len(pairs), AT_A_TIME):
             prepared = self.model.prepare(pairs[begin : begin + AT_A_TIME])
-            with torch.no_grad():
-                scores = self.model.scores(prepared.texts, self.weights)
-            yield from zip(scores[prepared.chosen].tolist(), scores[prepared.rejected].tolist(), strict=True)
+            chosen, rejected = self.model.both_scores(prepared, self.weights)
+            yield from zip(chosen.tolist(), rejected.tolist(), strict=True)

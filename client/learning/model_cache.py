@@ -6,7 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,27 +15,32 @@ from numpy.typing import NDArray
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, Plan
 from penchant.common.model import announced
+from penchant.common.model.activation_cache import CACHE_BYTES
 from penchant.common.model.factors import Split
-from penchant.common.model.reward import RewardModel, load_reward_model
+from penchant.common.model.reward import PACK_BYTES, RewardModel, load_reward_model
 from penchant.common.model.signature import ModelSignature
+from penchant.common.model.state_store import DEVICE_DISK_BYTES
 
-__all__ = ["ModelCache", "PlannedModel"]
+__all__ = ["ModelCache", "PlannedModel", "device_models"]
 
 Vector = NDArray[np.float32]
 Loader = Callable[[ModelConfig, AdapterConfig], RewardModel]
 
+MB = 1024 * 1024
 MODELS_MOST = 2
 """Models kept at a time: each announcement may ask for other settings, and must not fill the memory."""
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A reward model with the split that a plan asks for."""
+    """A reward model with the split that a plan asks for. step_bytes: what a training step may hold;
+    None for the fixed bound."""
 
     model: RewardModel
     model_signature: ModelSignature
     split: Split
     plan: Plan
+    step_bytes: int | None = None
 
     def parts(self, factors: Vector) -> tuple[Vector, Vector]:
         """(shared, common start of the personal part) from announced factors."""
@@ -50,17 +56,20 @@ class PlannedModel:
 
     def trainer(self, start: Vector) -> LocalTrainer:
         """A trainer that pulls towards `start`, if the plan asks for it."""
-        return LocalTrainer(self.model, self.split, self.plan.training, start)
+        return LocalTrainer(self.model, self.split, self.plan.training, start, step_bytes=self.step_bytes)
 
 
 class ModelCache:
     """Loads each base model once, for all plans that differ only in what is shared or trained.
 
     The least recently used model goes when a new one would be one too many.
+
+    step_bytes: what a training step may hold until its gradients are there; None for the fixed bound.
     """
 
-    def __init__(self, load: Loader = load_reward_model) -> None:
+    def __init__(self, load: Loader = load_reward_model, *, step_bytes: int | None = None) -> None:
         self._load = load
+        self._step_bytes = step_bytes
         self._models: OrderedDict[tuple[ModelConfig, AdapterConfig, bool], RewardModel] = OrderedDict()
         self._latest: PlannedModel | None = None
         self._lock = threading.Lock()
@@ -81,7 +90,7 @@ class ModelCache:
             if latest is None or latest.plan != plan or latest.model is not model:
                 model_signature = ModelSignature.of(model)
                 split = model_signature.split(plan)
-                latest = self._latest = PlannedModel(model, model_signature, split, plan)
+                latest = self._latest = PlannedModel(model, model_signature, split, plan, self._step_bytes)
             return latest
 
     def model(self, model: ModelConfig, adapter: AdapterConfig) -> RewardModel:
@@ -98,3 +107,30 @@ class ModelCache:
             while len(self._models) > MODELS_MOST:
                 self._models.popitem(last=False)
             return self._models[key]
+
+
+def device_models(memory_mb: int | None, folder: Path | None) -> ModelCache:
+    """Models of a device. Of a job's memory frozen states fill a quarter, what lies in one piece an eighth,
+    for there can be two such pieces, one that is being made, and a step holds another quarter.
+
+    Args:
+        memory_mb: what a job may take beside the models, in MB; None: there is no bound.
+        folder: of the device, where frozen states may be written that memory has no place for; None: nothing
+            is written.
+    """
+    cache_bytes, pack_bytes, step_bytes = CACHE_BYTES, PACK_BYTES, None
+    if memory_mb is not None:
+        cache_bytes = min(cache_bytes, memory_mb * MB // 4)
+        pack_bytes = min(pack_bytes, memory_mb * MB // 8)
+        step_bytes = memory_mb * MB // 4
+    disk_bytes = 0 if folder is None else DEVICE_DISK_BYTES
+    return ModelCache(
+        partial(
+            load_reward_model,
+            cache_bytes=cache_bytes,
+            pack_bytes=pack_bytes,
+            disk_bytes=disk_bytes,
+            folder=folder,
+        ),
+        step_bytes=step_bytes,
+    )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,11 +144,16 @@ def _tell(connection: Connection, plan: Plan) -> None:
     answer(connection, lambda: facts_of(new_models(), plan))
 
 
-def new_models() -> ModelCache:
-    """Models for this process. Here, where an installation that is broken is told as other faults are."""
-    from penchant.client.learning.model_cache import ModelCache
+def new_models(memory_mb: int | None = None, folder: Path | None = None) -> ModelCache:
+    """Models for this process. Here, where an installation that is broken is told as other faults are.
 
-    return ModelCache()
+    Args:
+        memory_mb: what a job may take beside them, in MB, if there is a bound.
+        folder: where what it has no place for may be written; by default nothing is.
+    """
+    from penchant.client.learning.model_cache import device_models
+
+    return device_models(memory_mb, folder)
 
 
 def _draw(connection: Connection, plan: Plan, signature: ModelSignature) -> None:

@@ -7,8 +7,8 @@ calls, the reward model is only read. Two threads may train two people with one 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from penchant.common.config import TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.davidson import bradley_terry, davidson, tie_probability
 from penchant.common.model.factors import MergedWeights, Split, Vector
+from penchant.common.model.recomputed import blocks_recomputed
 from penchant.common.model.reward import PreparedPairs, RewardModel, Texts
+from penchant.common.model.step_memory import Portion
 from penchant.common.shares import HEADS, Fitting
 
 Leaves = dict[str, Tensor]
@@ -42,10 +44,18 @@ class LocalTrainer:
         split: which tensors are shared and which personal.
         training: rates, epochs, the order of updates, the L2 penalty.
         start: the personal vector that `training.l2_to_start` pulls towards (the common start).
+        step_bytes: what a step may hold until its gradients are there: a batch that would hold more is
+            computed in portions; None for the fixed bound (`common/model/step_memory.py`).
     """
 
     def __init__(
-        self, model: RewardModel, split: Split, training: TrainingConfig, start: Vector | None = None
+        self,
+        model: RewardModel,
+        split: Split,
+        training: TrainingConfig,
+        start: Vector | None = None,
+        *,
+        step_bytes: int | None = None,
     ) -> None:
         if training.l2_to_start and start is None:
             raise ConfigError(
@@ -57,6 +67,7 @@ class LocalTrainer:
         self._split = split
         self._training = training
         self._start = start
+        self._step_bytes = step_bytes
 
     @property
     def split(self) -> Split:
@@ -123,14 +134,12 @@ class LocalTrainer:
 
         nu: with which ties are expected, as of `nu_of`; by default that of these pairs.
         """
-        with torch.no_grad():
-            margins = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
+        margins = self._model.judged(prepared, self._effective(self._leaves(shared, personal)))
         return counts_of(margins, prepared, nu)
 
     def margins(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Vector:
         """Rewards of the chosen less those of the rejected responses, float32 [pairs]."""
-        with torch.no_grad():
-            found = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
+        found = self._model.judged(prepared, self._effective(self._leaves(shared, personal)))
         return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
     def gain_of_deviating(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> float:
@@ -138,16 +147,42 @@ class LocalTrainer:
         deviations (`ShareRule.spread`), where they are: above 0 if they ought to be larger."""
         leaves = self._leaves(shared, personal)
         log_scale = torch.zeros((), device=self._model.device, requires_grad=True)
-        scaled = {name: leaves[name] * log_scale.exp() for name in self._split.deviations(leaves)}
-        margins = self._model.margins(prepared, self._effective(leaves | scaled))
-        loss = _weighed(davidson(margins, prepared.ties, prepared.nu), prepared.weights).sum()
-        return -float(torch.autograd.grad(loss, log_scale)[0])
+
+        def scaled() -> Leaves:
+            grown = {name: leaves[name] * log_scale.exp() for name in self._split.deviations(leaves)}
+            return leaves | grown
+
+        gain = 0.0
+        for some, again in self._parts(prepared, self._portions(prepared, scaled())):
+            with blocks_recomputed(again):
+                margins = self._model.margins(some, self._effective(scaled()))
+            loss = _weighed(davidson(margins, some.ties, some.nu), some.weights).sum()
+            gain -= float(torch.autograd.grad(loss, log_scale)[0])
+        return gain
+
+    def at_once(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> bool:
+        """Whether a step on all of the pairs, or on as many as a batch has, is within the bound, and what is
+        frozen of them lies in one piece."""
+        if len(self._model.pieces(prepared)) > 1:
+            return False
+        leaves = self._leaves(shared, personal)
+        for rates in rates_of(self._split, self._training):
+            for name, rate in rates.items():
+                leaves[name].requires_grad_(rate > 0)
+        memory, size = self._model.step_memory, self._training.batch_size
+        held = memory.of(prepared.texts.packed, self._effective(leaves))
+        return held * (min(size / len(prepared), 1.0) if size else 1.0) <= memory.bound(self._step_bytes)
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
         """Rewards [n], float32, of prepared texts."""
         with torch.no_grad():
             scores = self._model.scores(texts, self._effective(self._leaves(shared, personal)))
         return np.asarray(scores.cpu().numpy(), dtype=np.float32)
+
+    def rewards(self, shared: Vector, personal: Vector, texts: Sequence[tuple[str, str]]) -> Vector:
+        """Rewards [n], float32, of (prompt, response) texts, however many."""
+        found = self._model.rewards(texts, self._effective(self._leaves(shared, personal)))
+        return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
     # --- inner parts ------------------------------------------------------------------------------
 
@@ -205,8 +240,11 @@ class LocalTrainer:
         steps, first = 0, None
         if trained and epochs:
             optimizers = optimizers_of(self._split, self._training, trained, rates)
+            last, portions = None, list[Portion]()
             for batch in batches_of(self._model, prepared, self._training.batch_size, epochs, seed):
-                gradients, margins = self._gradients(leaves, trained, batch, len(prepared))
+                if batch is not last:  # all pairs at once are the same ones each time
+                    last, portions = batch, self._portions(batch, leaves)
+                gradients, margins = self._gradients(leaves, trained, batch, portions, len(prepared))
                 first = margins if steps == 0 and len(batch) == len(prepared) else first
                 for tensor, gradient in zip(trained.values(), gradients, strict=True):
                     tensor.grad = gradient
@@ -219,31 +257,46 @@ class LocalTrainer:
         return _Fit(steps, first)
 
     def _gradients(
-        self, leaves: Leaves, trained: Leaves, batch: PreparedPairs, pairs: int
+        self,
+        leaves: Leaves,
+        trained: Leaves,
+        batch: PreparedPairs,
+        portions: Sequence[Portion],
+        pairs: int,
     ) -> tuple[list[Tensor], Tensor]:
         """Of the mean of the objective's losses over the batch, of the L2 penalty, and of the prior's part in
         the mean over all `pairs`, for the leaves in training; and the margins [of the batch]."""
         tensors = list(trained.values())
         total: list[Tensor] = []
         seen = []
-        for chunk in self._chunks(batch):
-            margins = self._model.margins(chunk, self._effective(leaves))
+        for part, again in self._parts(batch, portions):
+            with blocks_recomputed(again):
+                margins = self._model.margins(part, self._effective(leaves))
             seen.append(margins.detach())
-            loss = self._model.losses(margins, chunk).sum() / len(batch)
+            loss = self._model.losses(margins, part).sum() / len(batch)
             if not total:
                 loss = loss + self._pull(trained) + self._prior(leaves, trained) / pairs
             gradients = torch.autograd.grad(loss, tensors)
             total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
         return total, torch.cat(seen)
 
-    def _chunks(self, batch: PreparedPairs) -> Iterator[PreparedPairs]:
-        """The batch in pieces of at most `training.micro_batch_size` pairs."""
-        size = self._training.micro_batch_size
-        if size == 0 or size >= len(batch):
-            yield batch
-            return
-        for start in range(0, len(batch), size):
-            yield self._model.subset(batch, range(start, min(start + size, len(batch))))
+    def _portions(self, batch: PreparedPairs, leaves: Leaves) -> list[Portion]:
+        """The batch in portions within the bound in bytes, whose frozen states lie in one piece, and of at
+        most `training.micro_batch_size` pairs."""
+        memory, most = self._model.step_memory, self._training.micro_batch_size
+        effective, found = self._effective(leaves), list[Portion]()
+        for rows in self._model.pieces(batch):
+            cut = memory.portions(self._model.piece(batch, rows), effective, self._step_bytes, most)
+            found += [replace(one, rows=rows[one.rows.start : one.rows.stop]) for one in cut]
+        return found
+
+    def _parts(
+        self, batch: PreparedPairs, portions: Sequence[Portion]
+    ) -> Iterator[tuple[PreparedPairs, bool]]:
+        """The pairs of each portion, and whether blocks are computed again on their way back."""
+        for one in portions:
+            whole = len(one.rows) == len(batch)
+            yield batch if whole else self._model.subset(batch, one.rows), one.recomputed
 
     def _pull(self, trained: Leaves) -> Tensor | float:
         """(l2_to_start/2) ‖personal - common start‖² over the personal tensors in training."""

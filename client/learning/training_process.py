@@ -7,6 +7,7 @@ busy or gone can depend on choices, so nothing but the next job ever waits for i
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import threading
@@ -41,6 +42,8 @@ NICENESS = 10  # the agent answers first
 GOES_FIRST = 1000  # when memory runs out
 LOOK_SECONDS = 0.05  # at whether a job that waits for its model was cancelled
 MB = 1024 * 1024
+OWN_MEMORY = 4 * MB  # tensors of that size or more go back to the system when they are let go
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 NAME = "penchant training"
 
 
@@ -53,11 +56,13 @@ class TrainingProcess:
 
     Args:
         memory_mb: how much memory a job may take beyond the loaded model, in MB. Linux enforces it; elsewhere
-            only the system's own limits hold.
+            only the system's own limits hold. A training step is cut so that it holds a quarter of that.
+        folder: where the process may write frozen states that it has no memory for; by default nothing is.
     """
 
-    def __init__(self, memory_mb: int) -> None:
+    def __init__(self, memory_mb: int, folder: Path | None = None) -> None:
         self._memory_mb = memory_mb
+        self._folder = folder
         self._facts = ModelFacts()
         self._turn = threading.Lock()
         self._worker: Child | None = None
@@ -172,7 +177,7 @@ class TrainingProcess:
         stuck = since is not None and time.monotonic() - since > LOAD_SECONDS
         if self._worker is None or stuck or not self._worker.alive():
             self.close()
-            self._worker = Child(_serve, self._memory_mb, name=NAME)
+            self._worker = Child(_serve, self._memory_mb, self._folder, name=NAME)
         return self._worker
 
 
@@ -203,44 +208,56 @@ def _ended() -> DeviceError:
 # --- in the process -----------------------------------------------------------------------------------
 
 
-def _serve(connection: Connection, memory_mb: int) -> None:
+def _serve(connection: Connection, memory_mb: int, folder: Path | None) -> None:
     with suppress(OSError):  # a service manager may forbid it, and has its own limits
         os.nice(NICENESS)
     yield_memory(GOES_FIRST)
     end_with_parent()
-    place = _Place()
+    _leave_no_holes()
+    place = _Place(memory_mb, folder)
     while True:
         try:
             kind, subject = connection.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return
-        answer(connection, partial(place.load if kind == "load" else place.work, subject, memory_mb))
+        answer(connection, partial(place.load if kind == "load" else place.work, subject))
         del subject  # the choices of a job that is done are not kept
 
 
 class _Place:
-    """Where the process works: its models, from the first message on."""
+    """Where the process works: its models, from the first message on.
 
-    def __init__(self) -> None:
+    memory_mb: what a job may take beyond the loaded model. folder: as of `TrainingProcess`.
+    """
+
+    def __init__(self, memory_mb: int, folder: Path | None) -> None:
+        self._memory_mb, self._folder = memory_mb, folder
         self._models: ModelCache | None = None
 
-    def load(self, plan: Plan, memory_mb: int) -> ModelTold:
+    def load(self, plan: Plan) -> ModelTold:
         """What is told of a model, which may take what memory it needs."""
         _bound_memory(None)
         return facts_of(self._kept(), plan)
 
-    def work(self, job: Job, memory_mb: int) -> Outcome:
-        """The outcome of a job, which may take so much memory beyond the loaded model."""
+    def work(self, job: Job) -> Outcome:
+        """The outcome of a job, within its memory."""
         from penchant.client.learning.in_this_process import InThisProcess
 
         models = self._kept()
-        _bound_memory(memory_mb)
+        _bound_memory(self._memory_mb)
         return InThisProcess(models).work(job)
 
     def _kept(self) -> ModelCache:
         if self._models is None:
-            self._models = new_models()
+            self._models = new_models(self._memory_mb, self._folder)
         return self._models
+
+
+def _leave_no_holes() -> None:
+    """Give large tensors memory of their own, where the C library is glibc: among others they leave holes
+    behind, and a step was seen to take eight times what it held."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_MEMORY)
 
 
 def _bound_memory(memory_mb: int | None) -> None:

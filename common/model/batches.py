@@ -41,6 +41,7 @@ __all__ = [
     "Padded",
     "Piece",
     "RowPacking",
+    "reading_again",
     "row_under_way",
 ]
 
@@ -293,11 +294,11 @@ class PackedRow:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        _under_way.row = self
+        before, _under_way.row = _under_way.row, self
         try:
             yield
         finally:
-            _under_way.row = None
+            _under_way.row = before
 
     def pool(self, states: Tensor) -> Tensor:
         if self.predicted is not None and self.network.unembedding is not None:
@@ -525,6 +526,12 @@ _under_way = _UnderWay()
 def row_under_way() -> PackedRow | None:
     """The row that this thread's network is reading."""
     return _under_way.row
+
+
+def reading_again() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What to enter where a part of what this thread's network is reading is read once more."""
+    row = _under_way.row
+    return contextlib.nullcontext if row is None else row.running
 
 
 def _make_known() -> None:

@@ -13,8 +13,8 @@ import itertools
 import math
 import re
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from penchant.common.config import AdapterConfig, ModelConfig, head_of
 from penchant.common.errors import BaseModelError, ConfigError, DataError, UsageError
-from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache, Text
+from penchant.common.model.activation_cache import CACHE_BYTES, Named, PrefixCache, Text
 from penchant.common.model.backbone import Backbone, load_backbone, published
 from penchant.common.model.base_models import tokenizer_files
 from penchant.common.model.davidson import davidson, is_tie, nu_of
@@ -38,11 +38,17 @@ from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.prompt_form import FormedText, PromptForm, joined
 from penchant.common.model.stacked import StackedTail, StackedWeights, stacked_tail
 from penchant.common.model.standalone import StandaloneScorer, tokenizer_json
+from penchant.common.model.state_store import DISK_BYTES, StateStore, lasting_folder
+from penchant.common.model.step_memory import StepMemory
 from penchant.common.model.strengths import weights_of
 from penchant.common.model.tails import Activations, Tail, check_base, check_beside, choose_tail, full_tail
 from penchant.common.objectives import LogProbabilities
 
+PACK_BYTES = 1 << 30
+"""Of frozen states that lie in one piece, ready for a pass through the rest of the network."""
+
 _BEGINNING = "A motion to table the amendment, offered "
+_FEW_TOKENS = 1024  # whose activations are few in any model
 _BEGUN = 10  # characters of a probe that are the prompt's, where there is one
 _PROBES = (
     "Yea or nay?",
@@ -72,9 +78,15 @@ class Texts:
         else is read of every one.
     """
 
-    packed: Any
     count: int
+    pack: Callable[[], Any] = field(repr=False)  # the same object each time, unless they are too many to keep
     first: Tensor | None = None
+
+    @property
+    def packed(self) -> Any:
+        """Their activations in one piece. Where those of all are too large to be kept in memory, they are put
+        together whenever they are asked for, and gone afterwards."""
+        return self.pack()
 
 
 @dataclass(frozen=True)
@@ -82,14 +94,15 @@ class PreparedPairs:
     """Preference pairs over distinct texts: pair k prefers text chosen[k] to text rejected[k], or neither
     where it is a tie.
 
-    It holds the texts' activations in one piece (for MiniLM some 10 kB a token): make it when it is
-    needed and let it go, the model keeps the activations themselves.
+    It holds the texts' activations in one piece (for MiniLM some 10 kB a token), up to a bound: make it when
+    it is needed and let it go, the model keeps the activations themselves.
     """
 
     texts: Texts
     chosen: Tensor  # [pairs] int64
     rejected: Tensor  # [pairs] int64
-    parts: tuple[Activations, ...]  # by text, to build subsets from
+    named: tuple[Named, ...]  # by text, to build subsets from
+    sizes: tuple[int, ...]  # bytes of each text's activations
     ties: Tensor | None = None  # [pairs] bool; None: all are choices
     nu: float = 0.0  # of whoever said this of all their pairs, as of `nu_of`; a subset keeps it
     weights: Tensor | None = None  # [pairs], by strength among all their pairs; None: each counts 1
@@ -101,6 +114,11 @@ class PreparedPairs:
     def choices(self) -> int:
         """How many of the pairs are no ties."""
         return len(self) if self.ties is None else len(self) - int(self.ties.sum())
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all texts' activations together."""
+        return sum(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -164,6 +182,10 @@ class RewardModel:
         model: the objective, pooling and normalisation.
         adapter: which modules are adapted, rank and α.
         full: run the whole network at every step (the slow reference).
+        cache_bytes: of the frozen part's output, how much is kept in memory for texts that come again.
+        pack_bytes: and how much of it lies in one piece, ready for a step, at most; what is more is taken
+            piece by piece (`pieces`).
+        disk: for what `cache_bytes` has no place for.
 
     Raises:
         BaseModelError: there are no such modules, or the tokenizer can't tell a response from its prompt.
@@ -179,7 +201,10 @@ class RewardModel:
         *,
         full: bool = False,
         cache_bytes: int = CACHE_BYTES,
+        pack_bytes: int = PACK_BYTES,
+        disk: StateStore | None = None,
     ) -> None:
+        self.pack_bytes = pack_bytes
         self.head = head_of(model, adapter)
         self.objective, self.beta = model.rule, model.beta
         self.digest = backbone.digest
@@ -224,7 +249,8 @@ class RewardModel:
         self._network = network
         self.tail: Tail = full_tail(network) if full else choose_tail(network, probes)
         read = self._tokens if self.objective.has_head else self._response
-        self.cache = PrefixCache(read, self.tail, cache_bytes)
+        self.cache = PrefixCache(read, self.tail, cache_bytes, disk)
+        self.step_memory = StepMemory(self.tail, network)
 
     @cached_property
     def stacked(self) -> StackedTail | None:
@@ -265,14 +291,12 @@ class RewardModel:
             raise DataError("there are no preference pairs; record some choices first")
         texts = [self._text(p.prompt, p.chosen) for p in pairs]
         texts += [self._text(p.prompt, p.rejected) for p in pairs]
-        distinct, places = self._distinct(texts)
-        chosen, rejected = places[: len(pairs)], places[len(pairs) :]
-        parts = tuple(self.cache.get(distinct))
+        named, places = self._distinct(texts)
+        chosen, rejected = self._index(places[: len(pairs)]), self._index(places[len(pairs) :])
+        packed, sizes = self._measured(named)
         ties = self._ties([is_tie(p) for p in pairs])
         weights = self._weights(weights_of(pairs))
-        return PreparedPairs(
-            self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, nu_of(pairs), weights
-        )
+        return PreparedPairs(packed, chosen, rejected, tuple(named), sizes, ties, nu_of(pairs), weights)
 
     def prepare_texts(self, texts: Sequence[tuple[str, str]], *, alone: bool = False) -> Texts:
         """Encode (prompt, response) texts, in this order, to score them: those that are new are read at once,
@@ -282,12 +306,27 @@ class RewardModel:
         alone: each is read by itself, as `prepare` does, for whatever has to repeat to the bit.
         """
         asked = [self._text(prompt, response) for prompt, response in texts]
-        packed = self._pack(self.cache.get(asked) if alone else self.cache.together(asked))
+        packed = self._packed(self.cache.get(asked) if alone else self.cache.together(asked))
         distinct, places = self._distinct(asked)
         if len(distinct) == len(asked):
             return packed
         first: dict[int, int] = {}
         return replace(packed, first=self._index([first.setdefault(p, at) for at, p in enumerate(places)]))
+
+    def portions(self, texts: Sequence[tuple[str, str]]) -> list[range]:
+        """Which of some (prompt, response) texts, in order, are to be given to `prepare_texts` at a time, so
+        that their activations weigh about `pack_bytes` at most. All of them where they are few."""
+        lengths = [min(length, self.max_tokens) for length in self.lengths(texts)]
+        if sum(lengths) <= _FEW_TOKENS or sum(lengths) * self._a_token <= self.pack_bytes:
+            return [range(len(texts))]
+        portions, begin, held = [], 0, 0.0
+        for place, length in enumerate(lengths):
+            size = length * self._a_token
+            if place > begin and held + size > self.pack_bytes:
+                portions.append(range(begin, place))
+                begin, held = place, 0.0
+            held += size
+        return [*portions, range(begin, len(texts))]
 
     def subset(self, prepared: PreparedPairs, rows: Sequence[int]) -> PreparedPairs:
         """Some of the pairs, with only their texts."""
@@ -296,13 +335,36 @@ class RewardModel:
         places: dict[int, int] = {}
         for text in (*chosen, *rejected):
             places.setdefault(text, len(places))
-        parts = tuple(prepared.parts[text] for text in places)
+        named = tuple(prepared.named[text] for text in places)
+        sizes = tuple(prepared.sizes[text] for text in places)
         chosen, rejected = [places[t] for t in chosen], [places[t] for t in rejected]
         ties = None if prepared.ties is None else prepared.ties[where]
         weights = None if prepared.weights is None else prepared.weights[where]
+        texts = self._packed(self.cache.of(named)) if self._small(sizes) else self._unpacked(named)
         return PreparedPairs(
-            self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, prepared.nu, weights
+            texts, self._index(chosen), self._index(rejected), named, sizes, ties, prepared.nu, weights
         )
+
+    def pieces(self, prepared: PreparedPairs) -> list[range]:
+        """Which of the pairs, in order, are to be taken at a time, so that the activations of their texts
+        weigh `pack_bytes` at most, or those of one pair: for `subset`. All of them where they are few."""
+        if self._small(prepared.sizes):
+            return [range(len(prepared))]
+        pieces: list[range] = []
+        begin, held, seen = 0, 0, set[int]()
+        for row, pair in enumerate(zip(prepared.chosen.tolist(), prepared.rejected.tolist(), strict=True)):
+            new = set(pair) - seen
+            size = sum(prepared.sizes[text] for text in new)
+            if row > begin and held + size > self.pack_bytes:
+                pieces.append(range(begin, row))
+                begin, held, seen, new = row, 0, set(), set(pair)
+                size = sum(prepared.sizes[text] for text in new)
+            held, seen = held + size, seen | new
+        return [*pieces, range(begin, len(prepared))]
+
+    def piece(self, prepared: PreparedPairs, rows: range) -> PreparedPairs:
+        """One of the `pieces`."""
+        return prepared if len(rows) == len(prepared) else self.subset(prepared, rows)
 
     def lengths(self, texts: Sequence[tuple[str, str]]) -> list[int]:
         """How many tokens each (prompt, response) has; of a longer one than `max_tokens` the model reads that
@@ -400,6 +462,28 @@ class RewardModel:
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen] - scores[prepared.rejected]
 
+    def judged(self, prepared: PreparedPairs, effective: MergedWeights) -> Tensor:
+        """`margins` without gradients, of as many pairs at a time as `pieces` says."""
+        chosen, rejected = self.both_scores(prepared, effective)
+        return chosen - rejected
+
+    def both_scores(self, prepared: PreparedPairs, effective: MergedWeights) -> tuple[Tensor, Tensor]:
+        """Rewards of the chosen and of the rejected responses, [pairs] each, without gradients; of as many
+        pairs at a time as `pieces` says."""
+        found = [self._both(self.piece(prepared, rows), effective) for rows in self.pieces(prepared)]
+        chosen, rejected = zip(*found, strict=True)
+        return (chosen[0], rejected[0]) if len(found) == 1 else (torch.cat(chosen), torch.cat(rejected))
+
+    def rewards(self, texts: Sequence[tuple[str, str]], effective: MergedWeights) -> Tensor:
+        """Rewards [n] of (prompt, response) texts, without gradients, as many at a time as `portions` says;
+        where the model reads the same, they are the same to the bit."""
+        found = [self._rewards(texts[rows.start : rows.stop], effective) for rows in self.portions(texts)]
+        if len(found) == 1:
+            return found[0]
+        first: dict[bytes, int] = {}
+        keys = [self.cache.key(self._text(*text)) for text in texts]
+        return torch.cat(found)[self._index([first.setdefault(key, at) for at, key in enumerate(keys)])]
+
     def join(self, people: Sequence[PreparedPairs]) -> JoinedPairs:
         """Put several people's prepared pairs together, for `stacked_margins`.
 
@@ -440,6 +524,20 @@ class RewardModel:
         return losses if prepared.weights is None else losses * prepared.weights
 
     # --- inner parts ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _both(self, prepared: PreparedPairs, effective: MergedWeights) -> tuple[Tensor, Tensor]:
+        scores = self.scores(prepared.texts, effective)
+        return scores[prepared.chosen], scores[prepared.rejected]
+
+    @torch.no_grad()
+    def _rewards(self, texts: Sequence[tuple[str, str]], effective: MergedWeights) -> Tensor:
+        return self.scores(self.prepare_texts(texts), effective)
+
+    @cached_property
+    def _a_token(self) -> float:
+        """Bytes of activations for each token, of a text like others."""
+        return self.cache.bytes_a_token(self._text(_BEGINNING[:_BEGUN], _BEGINNING[_BEGUN:]))
 
     def _losses(self, margins: Tensor, ties: Tensor | None, nu: float | Tensor) -> Tensor:
         losses = self.objective.losses
@@ -533,20 +631,47 @@ class RewardModel:
         ids = ids or [self._backbone.pad_id]
         return ResponseTokens(torch.tensor(ids, dtype=torch.long), min(max(start, 1), len(ids)))
 
-    def _distinct(self, texts: Sequence[Text]) -> tuple[list[Text], list[int]]:
+    def _distinct(self, texts: Sequence[Text]) -> tuple[list[Named], list[int]]:
         """Texts of each of which the model reads something else, and which of them each text reads as."""
         places: dict[bytes, int] = {}
-        distinct: list[Text] = []
+        distinct: list[Named] = []
         found = []
         for text in texts:
-            place = places.setdefault(self.cache.key(text), len(distinct))
+            key = self.cache.key(text)
+            place = places.setdefault(key, len(distinct))
             if place == len(distinct):
-                distinct.append(text)
+                distinct.append((key, text))
             found.append(place)
         return distinct, found
 
-    def _pack(self, parts: Sequence[Activations]) -> Texts:
-        return Texts(self.tail.collate(parts), len(parts))
+    def _measured(self, named: Sequence[Named]) -> tuple[Texts, tuple[int, ...]]:
+        """Texts, computed where they are new, and the bytes of each one's activations; which are held here
+        only as far as they may lie in one piece."""
+        found: list[Activations | None] = []
+        sizes: list[int] = []
+        held = 0
+        for one in named:
+            size, entry = self.cache.measured(*one)
+            sizes.append(size)
+            held += size
+            found.append(entry)
+            if held > self.pack_bytes:
+                found.clear()
+        if held > self.pack_bytes:
+            return self._unpacked(tuple(named)), tuple(sizes)
+        missing = iter(self.cache.of(one for one, entry in zip(named, found, strict=True) if entry is None))
+        return self._packed([next(missing) if one is None else one for one in found]), tuple(sizes)
+
+    def _small(self, sizes: Sequence[int]) -> bool:
+        """Whether texts with activations of these bytes may lie in one piece."""
+        return sum(sizes) <= self.pack_bytes
+
+    def _packed(self, parts: Sequence[Activations]) -> Texts:
+        packed = self.tail.collate(parts)
+        return Texts(len(parts), lambda: packed)
+
+    def _unpacked(self, named: Sequence[Named]) -> Texts:
+        return Texts(len(named), lambda: self.tail.collate(self.cache.of(named)))
 
     def _ties(self, said: Sequence[bool]) -> Tensor | None:
         return torch.tensor(said, device=self.device) if any(said) else None
@@ -595,13 +720,27 @@ class RewardModel:
 
 
 def load_reward_model(
-    model: ModelConfig, adapter: AdapterConfig, *, device: str = "auto", cache_bytes: int = CACHE_BYTES
+    model: ModelConfig,
+    adapter: AdapterConfig,
+    *,
+    device: str = "auto",
+    cache_bytes: int = CACHE_BYTES,
+    pack_bytes: int = PACK_BYTES,
+    disk_bytes: int = DISK_BYTES,
+    folder: Path | None = None,
 ) -> RewardModel:
     """Load the base model and put the adapters in place. BaseModelError as `load_backbone`.
 
-    cache_bytes: of the frozen part's output, how much is kept for texts that come again.
+    Args:
+        cache_bytes, pack_bytes: as of `RewardModel`.
+        disk_bytes: of the frozen part's output, how much may be on a disk for which memory has no place; 0:
+            nothing is written.
+        folder: on that disk; by default one for temporary files.
     """
-    return RewardModel(load_backbone(model, device=device), model, adapter, cache_bytes=cache_bytes)
+    folder = lasting_folder() if folder is None else folder
+    disk = StateStore(folder, disk_bytes) if folder is not None and disk_bytes else None
+    backbone = load_backbone(model, device=device)
+    return RewardModel(backbone, model, adapter, cache_bytes=cache_bytes, pack_bytes=pack_bytes, disk=disk)
 
 
 def _pooling(name: str, causal: bool) -> str:

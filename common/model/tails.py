@@ -41,11 +41,12 @@ from torch.func import functional_call
 
 from penchant.common.errors import BaseModelError, ConfigError
 from penchant.common.model.attention_reach import WINDOW_MOST, long_enough, window_of, windows_of
-from penchant.common.model.batches import Batch, Batches, Packing, Padded, RowPacking
+from penchant.common.model.batches import Batch, Batches, Packing, Padded, RowPacking, reading_again
 from penchant.common.model.factors import MergedWeights
 from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.modules import find_blocks, structural_copy
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
+from penchant.common.model.recomputed import make_recomputable, recomputing
 
 Activations = tuple[Tensor, ...]  # what is kept of one text; the tail knows the meaning
 
@@ -149,14 +150,18 @@ class _FrozenPart:
 
 
 class FullTail:
-    """The whole network at every step: the slow reference when texts are padded."""
+    """The whole network at every step: the slow reference when texts are padded.
+
+    blocks: how many run at a step for the sake of gradients.
+    """
 
     name = "full"
 
     def __init__(self, network: AdaptedNetwork, packing: Packing) -> None:
         self._network = network
         self.packing = packing
-        self._skeletons = _Skeletons(network.module, packing.prepare)
+        self.blocks = len(find_blocks(network.module)[1]) if network.adapted_modules else 0
+        self._skeletons = _Skeletons(network.module, self._prepared)
 
     def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         return [(ids.to(self._network.device),) for ids in texts]
@@ -170,6 +175,18 @@ class FullTail:
     def repacked(self, packing: Packing) -> FullTail:
         """This tail over texts that are put together, and read, in another way."""
         return FullTail(self._network, packing)
+
+    def _prepared(self, module: nn.Module) -> nn.Module:
+        if self.blocks:
+            _blocks_recomputable(module, 0)
+        prepared: nn.Module = self.packing.prepare(module)
+        return prepared
+
+
+def _blocks_recomputable(module: nn.Module, first: int) -> None:
+    """Let the blocks of a network from the first that runs on obey `blocks_recomputed`."""
+    for block in find_blocks(module)[1][first:]:
+        make_recomputable(block, reading_again)
 
 
 def _embed(
@@ -187,6 +204,8 @@ def _embed(
         given["states"] = batch.states
         with batch.running():
             inputs = batch.inputs() | network.asked
+            if recomputing() and network.causal:
+                inputs["use_cache"] = False  # a block that runs again would add to it again
             output = functional_call(module, swapped, (), inputs, tie_weights=False)
         embeddings.append(batch.pool(network.states(output)))
     given.clear()
@@ -240,13 +259,13 @@ class BlockTail:
     def __init__(self, network: AdaptedNetwork, packing: Packing) -> None:
         self._network = network
         self.packing = packing
-        path, _ = find_blocks(network.module)
-        self._path = path
+        path, blocks = find_blocks(network.module)
         trained = (*(module.name for module in network.adapted_modules), *network.base)
         inside = [name[len(path) + 1 :] for name in trained if name.startswith(f"{path}.")]
         self._first = min(int(name.split(".", 1)[0]) for name in inside)
         if self._first == 0:
             raise TypeError("the first block is adapted: nothing but embeddings could be kept")
+        self.blocks = len(blocks) - self._first
         self._returns_tuple = _blocks_return_tuples(network, path)
         self._frozen = _FrozenPart(network, packing, f"{path}.{self._first}")
         self._rest = _Skeletons(network.module, self._skip_frozen)
@@ -282,6 +301,7 @@ class BlockTail:
         _, blocks = find_blocks(self.packing.prepare(module))
         for index in range(self._first):
             blocks[index] = _Skip(blocks[index], self._returns_tuple)
+        _blocks_recomputable(module, self._first)
         blocks[self._first].register_forward_pre_hook(put_in, with_kwargs=True)
         return module, given
 
@@ -454,6 +474,11 @@ class ResponseTail:
     def packing(self) -> Packing:
         """How texts are put together."""
         return self._inner.packing
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks run at a step."""
+        return self._inner.blocks
 
     def repacked(self, packing: Packing) -> ResponseTail:
         """As `FullTail.repacked`."""

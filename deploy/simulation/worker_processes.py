@@ -34,7 +34,8 @@ from penchant.client.learning.child_process import Child, answer, end_with_paren
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Federation
-from penchant.common.errors import ConfigError, WorkerLost
+from penchant.common.errors import ConfigError, RunDirectoryError, WorkerLost
+from penchant.common.model.activation_cache import PrefixCache
 from penchant.common.secagg.stages import KEYS
 from penchant.common.wire.flower import stage_of
 from penchant.deploy.flower.in_process_grid import FLOWER_RUN, contexts, message_bytes, message_of, reply_of
@@ -108,6 +109,7 @@ def worker_processes(world: SimulationSetup, directory: Path, sums: int | None) 
 
     Raises:
         ConfigError: the base model is on a GPU, which processes would only share.
+        RunDirectoryError: there is no room for the frozen states.
         WorkerLost: a process did not start.
     """
     model = world.model_cache.model(world.config.model, world.config.adapter)
@@ -117,8 +119,7 @@ def worker_processes(world: SimulationSetup, directory: Path, sums: int | None) 
     children: list[Child] = []
     try:
         if states is not None:
-            model.cache.write(states)
-            model.cache.read(states)
+            _shared_by_all(model.cache, states)
         task = _WorkerStart(world.config, directory, world.federation, world.cohort, sums, states)
         children.extend(Child(_serve, name=NAME) for _ in range(worker_count(world.config)))
         for child in children:
@@ -136,6 +137,17 @@ def worker_processes(world: SimulationSetup, directory: Path, sums: int | None) 
             child.close()
         if states is not None:
             states.unlink(missing_ok=True)
+
+
+def _shared_by_all(cache: PrefixCache, states: Path) -> None:
+    """Write what a cache keeps to a file, and map it from there. RunDirectoryError where there is no room."""
+    try:
+        cache.write(states)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"can't write {states}: {error.strerror}; make room on its disk, or set grid to local"
+        ) from None
+    cache.read(states)
 
 
 def _asked(child: Child, data: bytes) -> bytes:

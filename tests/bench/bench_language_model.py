@@ -1,12 +1,13 @@
 """A client's training step with factors in every block of a language model, beside a plain peft loop.
 
-`python tests/bench/bench_language_model.py [--pairs-a-prompt N …] [--dtype bfloat16] [--json FILE]`
+`python tests/bench/bench_language_model.py [--pairs-a-prompt N …] [--dtype bfloat16] [--step-mb N …]`
 
 SmolLM2-135M (or `--base-model`), LoRA on the queries and values of all blocks, prompts and responses of some
 many tokens. Each measurement is a process of its own: CPU seconds of all its threads for some steps,
 tokenising included and loading not, and its peak memory. Both begin with the same factors and head, and must
-end with the same loss. Also how much faster a product is in bfloat16 here. OMP_NUM_THREADS and nice are the
-caller's.
+end with the same loss. `--step-mb` is what a step may hold until its gradients are there, one measurement for
+each bound; 0 is none, and where one pair is above it blocks are computed again on the way back. Also how much
+faster a product is in bfloat16 here. OMP_NUM_THREADS and nice are the caller's.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig
 from penchant.common.model.backbone import load_backbone
 from penchant.common.model.prompt_form import joined
 from penchant.common.model.reward import RewardModel
+from penchant.common.model.step_memory import STEP_BYTES
 
 WORDS = (
     "motion table amendment offered senator appropriations defense homeland security energy cloture judge "
@@ -43,6 +45,7 @@ WORDS = (
 )
 TARGETS = ("q_proj", "v_proj")
 RATE = 1e-3
+MB = 1 << 20
 
 
 def some_pairs(model: RewardModel, given: argparse.Namespace, pairs_a_prompt: int) -> list[SimpleNamespace]:
@@ -64,7 +67,7 @@ def some_pairs(model: RewardModel, given: argparse.Namespace, pairs_a_prompt: in
     ]
 
 
-def measured(given: argparse.Namespace, pairs_a_prompt: int, who: str) -> dict[str, Any]:
+def measured(given: argparse.Namespace, pairs_a_prompt: int, who: str, step_mb: int) -> dict[str, Any]:
     """CPU seconds of `given.steps` steps, memory, and losses before and after."""
     config = ModelConfig(
         base_model=given.base_model, dtype=given.dtype, normalize=0, max_tokens=given.max_tokens
@@ -80,10 +83,12 @@ def measured(given: argparse.Namespace, pairs_a_prompt: int, who: str) -> dict[s
     if who == "peft":
         losses, seconds = peft_steps(config, split.merged(shared, personal), pairs, model, given)
     else:
-        losses, seconds = own_steps(model, shared, personal, pairs, given)
+        losses, seconds = own_steps(model, shared, personal, pairs, given, step_mb)
     return {
         "who": who,
         "path": "" if who == "peft" else path(model),
+        "step_mb": None if who == "peft" else step_mb,
+        "pairs": len(pairs),
         "pairs_a_prompt": pairs_a_prompt,
         "tokens": round(float(np.mean(model.lengths([(p.prompt, p.chosen) for p in pairs])))),
         "pairs_per_cpu_second": len(pairs) * given.steps / seconds,
@@ -95,16 +100,24 @@ def measured(given: argparse.Namespace, pairs_a_prompt: int, who: str) -> dict[s
 
 
 def own_steps(
-    model: RewardModel, shared: Any, personal: Any, pairs: list[SimpleNamespace], given: argparse.Namespace
+    model: RewardModel,
+    shared: Any,
+    personal: Any,
+    pairs: list[SimpleNamespace],
+    given: argparse.Namespace,
+    step_mb: int,
 ) -> tuple[list[float], float]:
     training = TrainingConfig(
         lr_shared=RATE, lr_head=RATE, lr_personal=RATE, local_epochs=given.steps, weight_decay=0.0
     )
-    trainer = LocalTrainer(model, model.split(), training)
+    bound = step_mb * MB or sys.maxsize
+    trainer = LocalTrainer(model, model.split(), training, step_bytes=bound)
     start = time.process_time()
     prepared = model.prepare(pairs)
     outcome = trainer.train(shared, personal, prepared, 0)
     seconds = time.process_time() - start
+    if given.loss_before:
+        return [outcome.before.loss_sum / len(pairs)], seconds
     after = trainer.evaluate(shared + outcome.shared_update, outcome.personal, prepared)
     return [outcome.before.loss_sum / len(pairs), after.loss_sum / len(pairs)], seconds
 
@@ -142,10 +155,15 @@ def path(model: RewardModel) -> str:
 def report(row: dict[str, Any]) -> None:
     losses = ", ".join(f"{loss:.5f}" for loss in row["losses"])
     print(
-        f"{row['pairs_a_prompt']} pairs a prompt  {row['who']:9s} {row['path']:14s} "
+        f"{row['pairs']} pairs, {row['pairs_a_prompt']} a prompt  {row['who']:9s} {row['path']:14s} "
+        f"{bound(row['step_mb'])}{row['cpu_seconds']:7.1f} CPU s "
         f"{row['pairs_per_cpu_second']:8.4f} pairs/CPU s {row['peak_mb']:7.0f} MB  loss {losses}",
         flush=True,
     )
+
+
+def bound(step_mb: int | None) -> str:
+    return "" if step_mb is None else f"{step_mb} MB a step " if step_mb else "all at once "
 
 
 def bfloat16_speed() -> float:
@@ -160,6 +178,11 @@ def bfloat16_speed() -> float:
             times.append(time.process_time() - start)
         taken[dtype] = min(times)
     return taken[torch.float32] / taken[torch.bfloat16]
+
+
+def variants(given: argparse.Namespace) -> list[tuple[str, int]]:
+    """Who is measured, with which bound of a step."""
+    return [(who, mb) for who in given.who for mb in (given.step_mb if who == "penchant" else [0])]
 
 
 def main() -> int:
@@ -178,6 +201,10 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--step-mb", type=int, nargs="+", default=[STEP_BYTES // MB])
+    parser.add_argument(
+        "--loss-before", action="store_true", help="alone: what comes after the steps takes as long as they"
+    )
     parser.add_argument(
         "--who", nargs="+", default=["peft", "penchant"], choices=["peft", "penchant", "full"]
     )
@@ -186,9 +213,9 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for pairs_a_prompt in given.pairs_a_prompt:
         own = []
-        for who in given.who:
+        for who, step_mb in variants(given):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                own.append(pool.apply(measured, (given, pairs_a_prompt, who)))
+                own.append(pool.apply(measured, (given, pairs_a_prompt, who, step_mb)))
             report(own[-1])
         for row in own[1:]:
             row["ratio"] = row["pairs_per_cpu_second"] / own[0]["pairs_per_cpu_second"]

@@ -14,12 +14,13 @@ from penchant.client.device.device import Device, Standing
 from penchant.client.device.fitted import About, Fitted
 from penchant.client.device.home import OfflineConfig
 from penchant.client.device.preference_store import Recorded, held_out, marks_of
-from penchant.client.device.warm_model import WarmModel
+from penchant.client.device.warm_model import WarmModel, small_cache
 from penchant.client.learning.laplace import Laplace, probability
 from penchant.client.learning.newcomer import prior_of
 from penchant.client.learning.proxy_gap import ProxyGap, proxy_gap
 from penchant.client.vault.fitted_store import KEYS
 from penchant.client.vault.vault import Vault
+from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DataError, DeviceError
 from penchant.common.settings import section_table
@@ -423,3 +424,18 @@ def test_a_model_that_was_fitted_before_gaps_were_kept_has_none_until_it_is_trai
     assert home.standing() == Standing(newer=0, errors=True)
     home.train()
     assert home.proxy_gap() is not None
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_process_that_only_ranks_writes_no_states(
+    trains: bool, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    settings = ModelConfig(base_model=str(tiny_model("bert")), max_tokens=16)
+    model = small_cache(tmp_path if trains else None).model(settings, AdapterConfig())
+    cache = model.cache
+    cache._limit = 2000  # bytes, of the 256 MiB
+    model.prepare_texts([("", f"the {one} {other}") for one in WORDS for other in WORDS])
+    assert cache.forwards == 36
+    found = 0 if cache._disk is None else len(cache._disk)
+    assert (found > 20) is trains
+    assert list(tmp_path.iterdir()) == []

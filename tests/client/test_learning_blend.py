@@ -44,6 +44,15 @@ class Line:
     def margins(self, prepared: Any, effective: MergedWeights) -> torch.Tensor:
         return torch.as_tensor(prepared.differences) * effective.head[0, 0]
 
+    def judged(self, prepared: Any, effective: MergedWeights) -> torch.Tensor:
+        return self.margins(prepared, effective)
+
+    def pieces(self, prepared: Any) -> list[range]:
+        return [range(len(prepared))]
+
+    def piece(self, prepared: Any, rows: range) -> Any:
+        return prepared
+
     def losses(self, margins: torch.Tensor, prepared: Any) -> torch.Tensor:
         return -torch.nn.functional.logsigmoid(margins)
 

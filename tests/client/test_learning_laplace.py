@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.tiny_models import WORDS
 
 from penchant.client.learning.laplace import Belief, Laplace, Posterior, Prior, linear_optimum, probability
 from penchant.common.config import AdapterConfig, ModelConfig
@@ -398,3 +403,49 @@ def test_people_who_say_how_strongly_are_known_better_than_by_the_choices_alone(
     print(np.mean(gained), error)
     assert np.mean(gained) > 2 * error
     assert np.mean(gained) == pytest.approx(0.02, abs=3 * error)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gptj"])
+def test_of_long_texts_fewer_gradients_are_taken_at_a_time(
+    tiny_model: Callable[[str], Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the bound the same bits. One text alone above it has its blocks computed again, to the same
+    gradients."""
+    config = ModelConfig(base_model=str(tiny_model(kind)))
+    adapter = AdapterConfig(share="AB", rank=2, target_modules=("q_proj", "v_proj"), layers=())
+    model = RewardModel(load_backbone(config, device="cpu"), config, adapter)
+    split = Split.of(model.adapted_modules, model.embedding, AdapterConfig(share="A", rank=2))
+    shared, start = split.initial(0)
+    personal = start + np.float32(0.05)
+    draw = random.Random(0)
+    texts = [("", " ".join(draw.choices(WORDS, k=20))) for _ in range(11)]
+    counts: list[int] = []
+    scores = model.scores
+
+    def watched(some: Any, effective: Any) -> torch.Tensor:
+        counts.append(some.count)
+        return scores(some, effective)
+
+    monkeypatch.setattr(model, "scores", watched)
+
+    def found(step_bytes: int | None) -> Any:
+        counts.clear()
+        return Laplace(model, split, shared, step_bytes=step_bytes).score_gradients(personal, texts)
+
+    at_once, slopes = found(None)
+    assert counts == [8, 3]
+    one = model.step_memory.of(
+        model.prepare_texts(texts[:1]).packed,
+        split.effective(
+            split.shared.unflatten(shared),
+            {n: t.requires_grad_() for n, t in split.personal.unflatten(personal).items()},
+        ),
+    )
+    for bound, wanted in ((4 * one, [2, 2, 2, 2, 2, 1]), (one // 2, [1] * 11)):
+        again, fewer = found(bound)
+        assert counts == wanted
+        assert again == pytest.approx(at_once, rel=1e-5, abs=1e-6)
+        assert fewer == pytest.approx(slopes, rel=1e-3, abs=1e-5 * float(np.abs(slopes).max()))

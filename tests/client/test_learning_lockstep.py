@@ -413,6 +413,59 @@ def test_a_round_of_several_people(
         )
 
 
+def test_whose_step_alone_is_too_large_is_trained_alone(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In portions, to the outcome that the person has alone, to the bit; the others stay together."""
+    modules = {"adapter.target_modules": ("q_proj", "v_proj"), "adapter.layers": (), "adapter.rank": 2}
+    config = RunConfig().changed({"model.base_model": str(tiny_model("llama")), **modules})
+    plan = config.plan("main", 4)
+    model, _ = model_of(
+        tiny_model("llama"),
+        config.adapter.share,
+        rank=2,
+        layers=(),
+        target_modules=modules["adapter.target_modules"],
+    )
+    planned = PlannedModel(model, ModelSignature.of(model), model.split(), plan)
+    shared, start = planned.split.initial(0)
+    jobs = [
+        Job(plan, b"", shared, start, start.copy(), some_pairs(n, k), some_pairs(2, 50 + k), seed=k)
+        for k, n in enumerate((3, 24, 2))
+    ]
+    prepared = [model.prepare(job.train) for job in jobs]
+    needs = [
+        next(
+            n
+            for n in range(10, 40)
+            if planned_with(planned, 1 << n).trainer(start).at_once(shared, start, one)
+        )
+        for one in prepared
+    ]
+    assert needs[1] > max(needs[0], needs[2])
+    bounded = planned_with(planned, 1 << max(needs[0], needs[2]))
+    together: list[int] = []
+    train = LockstepTrainer.train
+
+    def watched(self: LockstepTrainer, people: Sequence[Learner]) -> Any:
+        together.append(len(people))
+        return train(self, people)
+
+    monkeypatch.setattr(LockstepTrainer, "train", watched)
+    made = work_together(bounded, jobs, prepared, step_bytes=ROOM)
+    assert together == [2]
+    for job, outcome in zip(jobs, made, strict=True):
+        expected = work(bounded, job.shared, job.start, job.personal, job.train, job.held_out, job.seed)
+        check(outcome, expected)
+    alone = work(bounded, shared, start, start, jobs[1].train, jobs[1].held_out, jobs[1].seed)
+    assert isinstance(made[1], Outcome)
+    assert made[1].shared_update.tobytes() == alone.shared_update.tobytes()
+
+
+def planned_with(planned: PlannedModel, step_bytes: int) -> PlannedModel:
+    return dataclasses.replace(planned, step_bytes=step_bytes)
+
+
 def test_work_of_different_plans_is_refused(tiny_model: Callable[[str], Path]) -> None:
     config = RunConfig().changed({"model.base_model": str(tiny_model("bert"))})
     model, _ = model_of(tiny_model("bert"), "A")
@@ -488,6 +541,7 @@ def test_products_with_frozen_weights_are_shared(tiny_model: Callable[[str], Pat
     once = dataclasses.replace(SETTINGS, local_epochs=1)
     people = learners(model, split, counts=[1] * 4)
     alone = LocalTrainer(model, split, once)
+    alone.train(people[0].shared, people[0].personal, people[0].prepared, 0)  # what a step holds is measured
     with _Products(model) as one_by_one:
         for one in people:
             alone.train(one.shared, one.personal, one.prepared, one.seed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.held_bytes import HeldBytes
+from support.tiny_models import WORDS
 
 from penchant.client.learning.trainer import LocalTrainer, halves
 from penchant.common.config import AdapterConfig, FederationConfig, ModelConfig, RunConfig, TrainingConfig
@@ -20,6 +24,7 @@ from penchant.common.model.backbone import load_backbone
 from penchant.common.model.davidson import bradley_terry
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.reward import RewardModel
+from penchant.common.model.step_memory import Portion
 from penchant.common.objectives import objective
 from penchant.common.shares import SHARES
 
@@ -70,6 +75,7 @@ class Line:
     """A reward model one can work out by hand: text number x has the embedding x (d = 1)."""
 
     device = torch.device("cpu")
+    step_memory = SimpleNamespace(portions=lambda batch, *_: [Portion(range(len(batch)))])  # all at once
 
     def scores(self, texts: Any, effective: MergedWeights) -> torch.Tensor:
         return texts * effective.head[0]
@@ -77,6 +83,12 @@ class Line:
     def margins(self, prepared: Any, effective: MergedWeights) -> torch.Tensor:
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen] - scores[prepared.rejected]
+
+    def pieces(self, prepared: Any) -> list[range]:
+        return [range(len(prepared))]
+
+    def piece(self, prepared: Any, rows: range) -> Any:
+        return prepared
 
     def losses(self, margins: torch.Tensor, prepared: Any) -> torch.Tensor:
         return bradley_terry(margins)
@@ -668,3 +680,131 @@ def test_shrinkage_is_ridge_regression_around_the_common_head(tiny_model: Any) -
         own -= np.linalg.solve(curve, slope)
     assert found == pytest.approx(own, rel=2e-2, abs=2e-3)
     assert np.abs(found).max() > 0.05
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+BLOCKS = {"share": "AB", "rank": 2, "target_modules": ("q_proj", "v_proj"), "layers": ()}
+PLAIN = dataclasses.replace(SETTINGS, optimizer="sgd", local_epochs=3)
+
+
+def many_pairs(prompts: int, pairs_a_prompt: int) -> list[SimpleNamespace]:
+    draw = random.Random(0)
+
+    def text(words: int) -> str:
+        return " ".join(draw.choices(WORDS, k=words))
+
+    return [
+        SimpleNamespace(prompt=f"{prompt} ", chosen=text(draw.randint(4, 8)), rejected=text(6))
+        for prompt in [text(16) for _ in range(prompts)]
+        for _ in range(pairs_a_prompt)
+    ]
+
+
+def trained_within(model: RewardModel, prepared: Any, step_bytes: int, **changes: Any) -> Any:
+    split, settings = model.split(), dataclasses.replace(PLAIN, **changes)
+    start = split.initial(0)[1] + np.float32(0.1)
+    made = LocalTrainer(model, split, settings, start, step_bytes=step_bytes)
+    return made.train(*split.initial(0), prepared, seed=0)
+
+
+def assert_as_near(found: Any, expected: Any) -> None:
+    assert found.steps == expected.steps
+    assert found.before.total == expected.before.total
+    assert found.before.loss_sum == pytest.approx(expected.before.loss_sum, rel=1e-5)
+    assert found.shared_update == pytest.approx(expected.shared_update, rel=1e-3, abs=1e-6)
+    assert found.personal == pytest.approx(expected.personal, rel=1e-4, abs=1e-6)
+    assert float(np.abs(found.shared_update).max()) > 1e-3
+
+
+def needed(model: RewardModel, prepared: Any) -> int:
+    """What a step on all pairs holds."""
+    split = model.split()
+    shared, personal = (
+        {name: tensor.requires_grad_() for name, tensor in layout.unflatten(vector).items()}
+        for layout, vector in zip((split.shared, split.personal), split.initial(0), strict=True)
+    )
+    return model.step_memory.of(prepared.texts.packed, split.effective(shared, personal))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gptj", "bert"])
+@pytest.mark.parametrize("share", [0.3, 0.01])
+def test_a_step_holds_no_more_than_its_bound(tiny_model, kind: str, share: float) -> None:
+    """All tensors that are there at a time are counted, forward and back. Where one pair is above the bound
+    its blocks run again."""
+    targets = {"bert": ("query", "value")}.get(kind, ("q_proj", "v_proj"))
+    model = reward_model(tiny_model(kind), **{**BLOCKS, "target_modules": targets})
+    prepared = model.prepare(many_pairs(12, 2))
+    whole = needed(model, prepared)
+    single = max(needed(model, model.subset(prepared, [row])) for row in range(len(prepared)))
+    found, most = [], []
+    for bound in (sys.maxsize, int(share * whole)):
+        with HeldBytes() as held:
+            found.append(trained_within(model, prepared, bound, l2_to_start=0.5))
+        most.append(held.most)
+    assert_as_near(found[1], found[0])
+    factors = 4 * (model.split().shared.size + model.split().personal.size)
+    assert most[0] > 0.8 * whole
+    assert most[1] < max(share * whole, single) * 1.2 + 12 * factors + 0.05 * whole
+
+
+@pytest.mark.parametrize("share", [0.3, 0.01])
+@pytest.mark.parametrize("batch_size", [0, 7])
+def test_portions_give_what_each_pair_alone_gives(tiny_model, share: float, batch_size: int) -> None:
+    """With ties, strengths, an L2 penalty and a rule with a prior. One pair at a time is the reference."""
+    model = reward_model(tiny_model("llama"), **{**BLOCKS, "share": "mixed"})
+    pairs = many_pairs(5, 3)
+    pairs[3].tie, pairs[4].strength, pairs[7].strength = "equal", 1, 3
+    prepared = model.prepare(pairs)
+    changes = {"l2_to_start": 0.3, "batch_size": batch_size}
+    slow = trained_within(model, prepared, sys.maxsize, micro_batch_size=1, **changes)
+    bound = int(share * needed(model, prepared))
+    assert_as_near(trained_within(model, prepared, bound, **changes), slow)
+    assert_as_near(trained_within(model, prepared, bound, micro_batch_size=4, **changes), slow)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.01])
+def test_responses_are_portioned_as_texts_are(tiny_writer, share: float) -> None:
+    config = ModelConfig(base_model=str(tiny_writer("llama")), objective="dpo", beta=0.5, max_tokens=64)
+    adapter = AdapterConfig(**BLOCKS)
+    model = RewardModel(load_backbone(config, device="cpu"), config, adapter)
+    prepared = model.prepare(many_pairs(5, 3))
+    bounds = sys.maxsize, int(share * needed(model, prepared))
+    whole, portioned = (trained_within(model, prepared, bound) for bound in bounds)
+    assert_as_near(portioned, whole)
+
+
+def test_within_the_bound_all_is_done_at_once_to_the_bit(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = reward_model(tiny_model("llama"), **BLOCKS)
+    prepared = model.prepare(many_pairs(4, 2))
+    seen: list[Any] = []
+    margins = model.margins
+
+    def watched(some: Any, effective: MergedWeights) -> torch.Tensor:
+        seen.append(some)
+        return margins(some, effective)
+
+    monkeypatch.setattr(model, "margins", watched)
+    whole = needed(model, prepared)
+    found = [trained_within(model, prepared, bound) for bound in (sys.maxsize, whole + 1)]
+    assert [some is prepared for some in seen] == [True] * 6
+    assert found[0].shared_update.tobytes() == found[1].shared_update.tobytes()
+    assert found[0].personal.tobytes() == found[1].personal.tobytes()
+    seen.clear()
+    trained_within(model, prepared, int(0.4 * whole))
+    assert sum(len(some) for some in seen) == 3 * len(prepared)
+    assert len(seen) == 3 * 4  # each prompt with its pairs: two prompts are too many, and none is cut
+
+
+def test_the_gain_of_deviating_is_summed_over_portions(tiny_model) -> None:
+    model = reward_model(tiny_model("llama"), **{**BLOCKS, "share": "mixed"})
+    split = model.split()
+    assert split.spread_tensor
+    shared, personal = somewhere(split)
+    prepared = model.prepare(many_pairs(5, 3))
+    gains = [
+        LocalTrainer(model, split, PLAIN, step_bytes=bound).gain_of_deviating(shared, personal, prepared)
+        for bound in (sys.maxsize, int(0.2 * needed(model, prepared)))
+    ]
+    assert gains[1] == pytest.approx(gains[0], rel=1e-4)
+    assert abs(gains[0]) > 1e-6

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from support.fleet_scene import some_choices
-from support.tiny_models import WORDS
+from support.tiny_models import WORDS, write_tiny_model
 
 from penchant.client.learning import model_facts
 from penchant.client.learning.in_this_process import InThisProcess
@@ -25,6 +25,7 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import Job
 from penchant.common.config import Plan, RunConfig
+from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError, DataError, DeviceError
 
 LONG = 300.0
@@ -272,6 +273,39 @@ def test_what_takes_too_much_memory_fails_alone(job: Job) -> None:
         small.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of one process")
+def test_choices_that_need_several_times_the_memory_are_learned_from(tmp_path: Path) -> None:
+    """160 texts whose frozen states take 295 MB, where a job may take 96 MB in all. All pairs are one batch,
+    as they are where no plan says otherwise."""
+    base, home = tmp_path / "base", tmp_path / "home"
+    home.mkdir()
+    wide = {"hidden_size": 128, "intermediate_size": 1024, "max_position_embeddings": 400}
+    write_tiny_model("bert", base, **wide)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=400)) for _ in range(160)]
+    pairs = [
+        Preference("", chosen, rejected) for chosen, rejected in zip(texts[::2], texts[1::2], strict=True)
+    ]
+    changes = {"model.base_model": str(base), "model.max_tokens": 400, "training.optimizer": "sgd"}
+    plan = RunConfig().changed({**changes, "training.local_epochs": 2}).plan("main", 4)
+    at_once = InThisProcess(ModelCache())
+    loaded = at_once.load(plan)
+    shared, start = loaded.split.initial(plan.seed)
+    job = Job(plan, loaded.digest, shared, start, start, pairs, pairs[:30], seed=7)
+    small = TrainingProcess(96, home)
+    try:
+        theirs = small.work(job, LONG)
+    finally:
+        small.close()
+    ours = at_once.work(job)
+    assert theirs.weight == 80
+    for one, other in ((theirs.shared_update, ours.shared_update), (theirs.personal, ours.personal)):
+        assert np.allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
+    assert np.abs(ours.shared_update).max() > 0
+    assert theirs.before.loss_sum == pytest.approx(ours.before.loss_sum, rel=1e-6)
+    assert list(home.iterdir()) == []
+
+
 def test_it_does_not_outlive_the_agent() -> None:
     program = (
         "import time\n"
@@ -291,3 +325,42 @@ def test_it_does_not_outlive_the_agent() -> None:
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of one process")
+def test_who_has_many_choices_is_trained_within_the_memory_there_is(tmp_path: Path) -> None:
+    """All at once the step would hold several times what a job may take: it goes in portions."""
+    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6}
+    write_tiny_model("llama", tmp_path, **sizes)
+    changes = {
+        "model.base_model": str(tmp_path),
+        "model.max_tokens": 32,
+        "adapter.target_modules": ("q_proj", "v_proj"),
+        "adapter.layers": (),
+        "training.local_epochs": 2,
+    }
+    plan = RunConfig().changed(changes).plan("main", 4)
+    models = ModelCache()
+    loaded = InThisProcess(models).load(plan)
+    shared, start = loaded.split.initial(plan.seed)
+    choices, draw = some_choices(0), random.Random(0)
+    train = [
+        replace(pair, prompt=" ".join(draw.choices(WORDS, k=24)) + " ")
+        for _ in range(200)
+        for pair in choices.train
+    ]
+    job = Job(plan, loaded.digest, shared, start, start, train, choices.validation, seed=7)
+    model, split = models.of(plan).model, loaded.split
+    parts = [{n: t.requires_grad_() for n, t in split.shared.unflatten(shared).items()}]
+    parts += [{n: t.requires_grad_() for n, t in split.personal.unflatten(start).items()}]
+    whole = model.step_memory.of(model.prepare(train).texts.packed, split.effective(*parts))
+    memory_mb = 160
+    assert whole > 3 * memory_mb * 2**20
+    small = TrainingProcess(memory_mb=memory_mb)
+    try:
+        small.load(plan)
+        outcome = small.work(job, LONG)
+    finally:
+        small.close()
+    assert outcome.weight == len(train)
+    assert np.abs(outcome.shared_update).max() > 0

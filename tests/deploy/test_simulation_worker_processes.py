@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import torch
 from support.tastes import small_run, write_choices
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import WorkerLost
+from penchant.common.errors import RunDirectoryError, WorkerLost
 from penchant.common.model.activation_cache import PrefixCache
 from penchant.deploy import run_directory
 from penchant.deploy.audit.audit import audit
@@ -115,3 +116,18 @@ def test_what_is_kept_is_read_from_a_file_without_computing_anything(tmp_path: P
             assert one.dtype == same.dtype
             assert torch.equal(one, same)
             assert same.data_ptr() % 64 == 0
+
+
+def test_a_run_whose_frozen_states_find_no_room_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = PrefixCache(lambda text: torch.arange(len(text) + 1), Lengths())
+    kept.get(["a"])
+
+    def full(self: PrefixCache, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(PrefixCache, "write", full)
+    with pytest.raises(RunDirectoryError, match="states: No space left on device; make room on its disk, or"):
+        worker_processes._shared_by_all(kept, tmp_path / "states")
+    assert len(kept.get(["a"])) == 1

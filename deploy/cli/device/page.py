@@ -107,7 +107,7 @@ def open_page(
         if report.bad:
             say(report.summary(), error=True)
     writer = _writer(upstream, upstream_model, upstream_key, upstream_seconds, generator)
-    device = open_device(home, passphrase, small_cache())
+    device = open_device(home, passphrase, small_cache(home))
     if writer is None and device.writes():
         from penchant.deploy.device_page.writers import PolicyWriter
 
