@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from penchant.client.learning.lockstep import why_one_by_one
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import Phase, RunConfig, config_digest
 from penchant.common.data.preferences import Federation, Person, without_ties
@@ -81,6 +82,16 @@ class SimulationSetup:
         if federation.rounds > federation.warmup_rounds:
             phases.append("main")
         return (*phases, "close")
+
+    def why_one_by_one(self) -> str:
+        """Why nobody is trained together with others although `batch_people` asks for it, in a few words;
+        nothing where people are, or it does not ask."""
+        if self.config.batch_people < 2:
+            return ""
+        if self.config.grid != "local":
+            return f"devices are served one at a time on grid {self.config.grid}"
+        planned = self.model_cache.of(self.config.plan("main", self.cohort))
+        return why_one_by_one(planned.model, planned.split, planned.plan.training)
 
     def privacy_figures(self) -> PrivacyFigures | None:
         """What the noise of the run's usual rounds amounts to; None without noise."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from penchant.client.learning.group_round import work_together
 from penchant.client.learning.local_round import work
-from penchant.client.learning.lockstep import Learner, LockstepTrainer, can_lockstep
+from penchant.client.learning.lockstep import Learner, LockstepTrainer, can_lockstep, why_one_by_one
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.outcome import Outcome
 from penchant.client.learning.trainer import LocalTrainer
@@ -557,12 +557,15 @@ def test_what_can_not_be_trained_together(tiny_model: Callable[[str], Path]) -> 
     padded, _ = model_of(tiny_model("bloom"), "A", target_modules=("query_key_value",), layers=())
     assert padded.stacked is None
     assert not can_lockstep(padded, padded.split(), SETTINGS)
+    assert "does not read several people's texts" in why_one_by_one(padded, padded.split(), SETTINGS)
     with pytest.raises(ConfigError, match="one by one"):
         LockstepTrainer(padded, padded.split(), SETTINGS, step_bytes=ROOM)
     model, _ = model_of(tiny_model("bert"), "A")
     in_parts = dataclasses.replace(SETTINGS, micro_batch_size=2)
     assert can_lockstep(model, model.split(), SETTINGS)
+    assert why_one_by_one(model, model.split(), SETTINGS) == ""
     assert not can_lockstep(model, model.split(), in_parts)
+    assert why_one_by_one(model, model.split(), in_parts).startswith("training.micro_batch_size")
     halved, _ = model_of(tiny_model("bert"), "meta")  # everybody's pairs, each by their own seed
     assert not can_lockstep(halved, halved.split(), SETTINGS)
 
