@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from penchant.client.learning.lockstep import why_one_by_one
-from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.model_cache import ModelCache, simulated_models
 from penchant.common.config import Phase, RunConfig, config_digest
 from penchant.common.data.preferences import Federation, Person, without_ties
 from penchant.common.errors import (
@@ -164,7 +164,7 @@ def prepare(
     cohort = checked_cohort(config, len(federation.people))
     config = settle_noise(config, cohort, len(federation.people))
     policy = fleet_policy(config, cohort)
-    model_cache = ModelCache() if model_cache is None else model_cache
+    model_cache = simulated_models() if model_cache is None else model_cache
     world = SimulationSetup(config, federation, model_cache, cohort, policy, newcomers, start)
     if start is not None:
         start.check(world.model_cache.of(config.plan(world.phases[0], cohort)).split)

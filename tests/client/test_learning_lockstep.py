@@ -413,6 +413,41 @@ def test_a_round_of_several_people(
         )
 
 
+def test_whose_held_out_choices_are_too_many_is_judged_piece_by_piece(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than `pack_bytes` of frozen states are put together for somebody who is judged."""
+    config = RunConfig().changed({"model.base_model": str(tiny_model("bert"))})
+    model, _ = model_of(tiny_model("bert"), config.adapter.share)
+    planned = PlannedModel(model, ModelSignature.of(model), model.split(), config.plan("main", 4))
+    shared, start = planned.split.initial(0)
+    jobs = [
+        Job(planned.plan, b"", shared, start, start.copy(), some_pairs(6, k), some_pairs(n, 50 + k), seed=k)
+        for k, n in enumerate((3, 40, 2))
+    ]
+    prepared = [planned.model.prepare(job.train) for job in jobs]
+    expected = work_together(planned, jobs, prepared, step_bytes=ROOM)
+    largest = max(one.state_bytes for one in prepared)
+    monkeypatch.setattr(planned.model, "pack_bytes", largest)
+    sizes: list[int] = []
+    collate = planned.model.tail.collate
+
+    def counted(parts: Any) -> Any:
+        sizes.append(sum(t.numel() * t.element_size() for part in parts for t in part))
+        return collate(parts)
+
+    monkeypatch.setattr(planned.model.tail, "collate", counted)
+    made = work_together(planned, jobs, prepared, step_bytes=ROOM)
+    assert planned.model.prepare(jobs[1].held_out).state_bytes > 2 * largest
+    assert max(sizes) <= largest
+    for one, other in zip(made, expected, strict=True):
+        assert isinstance(one, Outcome)
+        assert isinstance(other, Outcome)
+        assert one.shared_update.tobytes() == other.shared_update.tobytes()
+        assert (one.judged.correct, one.judged.total) == (other.judged.correct, other.judged.total)
+        assert one.judged.loss_sum == pytest.approx(other.judged.loss_sum, rel=1e-5)
+
+
 def test_whose_step_alone_is_too_large_is_trained_alone(
     tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
