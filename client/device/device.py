@@ -313,8 +313,8 @@ class Device(DeviceHome):
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
         personal = start if kept is None else kept
-        texts = planned.model.prepare_texts([(prompt, response) for response in responses])
-        own, common = trainer.score(shared, personal, texts), trainer.score(shared, start, texts)
+        texts = [(prompt, response) for response in responses]
+        own, common = (trainer.rewards(shared, part, texts) for part in (personal, start))
         best = sorted(range(len(responses)), key=lambda index: -own[index])
         ranked = [Ranked(responses[i], float(own[i]), float(common[i])) for i in best]
         about = self._about()

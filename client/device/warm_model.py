@@ -15,7 +15,7 @@ from pathlib import Path
 from penchant.client.device.device import Device, ModelInUse
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.model.reward import load_reward_model
-from penchant.common.model.state_store import DEVICE_DISK_BYTES
+from penchant.common.model.state_store import DEVICE_DISK_BYTES, StateStore
 
 __all__ = ["TextScore", "WarmModel", "small_cache"]
 
@@ -120,7 +120,5 @@ def small_cache(folder: Path | None = None) -> ModelCache:
     folder: where frozen states may lie that memory has no place for, of a process that trains too; without
         one nothing is written.
     """
-    disk_bytes = 0 if folder is None else DEVICE_DISK_BYTES
-    return ModelCache(
-        partial(load_reward_model, cache_bytes=CACHE_BYTES, disk_bytes=disk_bytes, folder=folder)
-    )
+    disk = None if folder is None else StateStore(folder, DEVICE_DISK_BYTES)
+    return ModelCache(partial(load_reward_model, cache_bytes=CACHE_BYTES, disk=disk))

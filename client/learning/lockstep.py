@@ -25,7 +25,7 @@ from penchant.common.model.reward import JoinedPairs, PreparedPairs, RewardModel
 from penchant.common.model.stacked import StackedTail, composes_stacked, stacked_weights
 from penchant.common.shares import Fitting
 
-__all__ = ["Learner", "LockstepTrainer", "can_lockstep", "people_bytes"]
+__all__ = ["Learner", "LockstepTrainer", "can_lockstep", "people_bytes", "why_one_by_one"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,18 @@ def can_lockstep(model: RewardModel, split: Split, training: TrainingConfig) -> 
     """Whether people can be trained together: the base model bears texts of several in one pass, the share
     rule composes many factors at once and does not fit anew in each round, and no batch is to be held in
     parts."""
-    return _together(model, split, training) and composes_stacked(split)
+    return not why_one_by_one(model, split, training)
 
 
-def _together(model: RewardModel, split: Split, training: TrainingConfig) -> bool:
-    anew = split.rule.fitting is Fitting.ANEW
-    return model.stacked is not None and not training.micro_batch_size and not anew
+def why_one_by_one(model: RewardModel, split: Split, training: TrainingConfig) -> str:
+    """Why people can't be trained together, in a few words; nothing where they can."""
+    if model.stacked is None:
+        return "this base model, with what is trained of it, does not read several people's texts in one row"
+    if training.micro_batch_size:
+        return "training.micro_batch_size holds each batch in parts"
+    if split.rule.fitting is Fitting.ANEW:
+        return f'share "{split.rule.name}" fits everybody anew in each round'
+    return "" if composes_stacked(split) else f'share "{split.rule.name}" composes one person at a time'
 
 
 def people_bytes(split: Split, prepared: PreparedPairs) -> int:
@@ -89,7 +95,7 @@ class LockstepTrainer:
         step_bytes: int,
     ) -> None:
         tail = model.stacked
-        if tail is None or not _together(model, split, training):
+        if tail is None or why_one_by_one(model, split, training):
             raise ConfigError("these people can't be trained together; serve them one by one")
         if training.l2_to_start and start is None:
             raise ConfigError("training.l2_to_start needs the common start of the personal part; give it")

@@ -19,9 +19,9 @@ from penchant.common.model.activation_cache import CACHE_BYTES
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import PACK_BYTES, RewardModel, load_reward_model
 from penchant.common.model.signature import ModelSignature
-from penchant.common.model.state_store import DEVICE_DISK_BYTES
+from penchant.common.model.state_store import DEVICE_DISK_BYTES, DISK_BYTES, StateStore, lasting_folder
 
-__all__ = ["ModelCache", "PlannedModel", "device_models"]
+__all__ = ["ModelCache", "PlannedModel", "device_models", "simulated_models"]
 
 Vector = NDArray[np.float32]
 Loader = Callable[[ModelConfig, AdapterConfig], RewardModel]
@@ -109,6 +109,14 @@ class ModelCache:
             return self._models[key]
 
 
+def simulated_models() -> ModelCache:
+    """Models of a simulation: what memory has no place for of frozen states may lie where temporary files do,
+    unless those are held in memory."""
+    folder = lasting_folder()
+    disk = None if folder is None else StateStore(folder, DISK_BYTES)
+    return ModelCache(partial(load_reward_model, disk=disk))
+
+
 def device_models(memory_mb: int | None, folder: Path | None) -> ModelCache:
     """Models of a device. Of a job's memory frozen states fill a quarter, what lies in one piece an eighth,
     for there can be two such pieces, one that is being made, and a step holds another quarter.
@@ -123,14 +131,13 @@ def device_models(memory_mb: int | None, folder: Path | None) -> ModelCache:
         cache_bytes = min(cache_bytes, memory_mb * MB // 4)
         pack_bytes = min(pack_bytes, memory_mb * MB // 8)
         step_bytes = memory_mb * MB // 4
-    disk_bytes = 0 if folder is None else DEVICE_DISK_BYTES
+    disk = None if folder is None else StateStore(folder, DEVICE_DISK_BYTES)
     return ModelCache(
         partial(
             load_reward_model,
             cache_bytes=cache_bytes,
             pack_bytes=pack_bytes,
-            disk_bytes=disk_bytes,
-            folder=folder,
+            disk=disk,
         ),
         step_bytes=step_bytes,
     )

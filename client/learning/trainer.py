@@ -170,8 +170,10 @@ class LocalTrainer:
             for name, rate in rates.items():
                 leaves[name].requires_grad_(rate > 0)
         memory, size = self._model.step_memory, self._training.batch_size
-        held = memory.of(prepared.texts.packed, self._effective(leaves))
-        return held * (min(size / len(prepared), 1.0) if size else 1.0) <= memory.bound(self._step_bytes)
+        effective, bound = self._effective(leaves), memory.bound(self._step_bytes)
+        if 0 < size < len(prepared):
+            return memory.of_batches(prepared, effective, size) <= bound
+        return memory.of(prepared.texts.packed, effective) <= bound
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
         """Rewards [n], float32, of prepared texts."""

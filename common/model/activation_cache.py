@@ -55,7 +55,7 @@ class PrefixCache:
         self._tokens = tokens
         self._tail = tail
         self._limit = limit
-        self._disk = disk
+        self._disk = None if disk is None else disk.part()
         self._kept: OrderedDict[bytes, Activations] = OrderedDict()
         self._mapped: dict[bytes, Activations] = {}  # from a file, which takes no memory
         self._keys: OrderedDict[bytes, bytes] = OrderedDict()  # by text, so that it is tokenized once
@@ -130,8 +130,8 @@ class PrefixCache:
         """Compute texts ahead, in batches that depend on the set of texts alone, and of it on what is read.
 
         `threads` batches run at a time (let torch use one thread itself then). When memory has no place for
-        the activations of all, each text is computed alone, as `get` does: so no bit depends on what a disk
-        has place for. When it has none either, this does nothing and leaves the texts to `get`.
+        the activations of all, each text is computed alone, as `get` does: so no bit of theirs depends on
+        what a disk has place for. When it has none either, this does nothing and leaves the texts to `get`.
         """
         ordered = sorted((len(ids), text, ids) for text, ids in ((t, self._tokens(t)) for t in set(texts)))
         different = {self._named(_digest(text), ids): ids for _, text, ids in ordered}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from penchant.common.model.attention_reach import WINDOW_MOST, Reach, reaches_of, window_of, windows_of
+from penchant.common.model.attention_reach import Reach, window_of
 from penchant.common.model.beginnings import AlikeTexts, group
 from penchant.common.model.log_probability import Predicted
 from penchant.common.model.modules import find_blocks, is_linear
@@ -350,7 +350,8 @@ class PackedRow:
 
 
 class RowPacking:
-    """Texts in rows. pieces: attention by pieces, else under a mask.
+    """Texts in rows. pieces: attention by pieces, else under a mask. reaches: how far each attention reaches,
+    by its module's name (`attention_reach.reaches_of`), where some have windows shorter than the texts.
 
     Raises:
         TypeError: the model reads longer texts than its attention reaches, and not by pieces of which that
@@ -358,11 +359,13 @@ class RowPacking:
             can go by pieces.
     """
 
-    def __init__(self, network: AdaptedNetwork, *, pieces: bool) -> None:
+    def __init__(
+        self, network: AdaptedNetwork, *, pieces: bool, reaches: Mapping[str, Reach] | None = None
+    ) -> None:
         settings: Any = network.module.config
         window = window_of(network.module)
         narrow = window is not None and window < network.max_tokens
-        if narrow and (not pieces or max(windows_of(network.module)) > WINDOW_MOST):
+        if narrow and (not pieces or reaches is None):
             raise TypeError(f"texts of {network.max_tokens} tokens reach beyond a window of {window}")
         if (turns := _turning_length(network)) < network.max_tokens:
             raise TypeError(f"texts of more than {turns} tokens are read in another way")
@@ -371,7 +374,7 @@ class RowPacking:
         if not pieces and not network.causal:
             raise TypeError("without a causal order nothing is shared, and a mask spares nothing")
         table = int(getattr(settings, "max_position_embeddings", 0) or _BATCH_TOKENS)
-        self._reaches = reaches_of(network) if narrow else {}
+        self.reaches = reaches if narrow else None
         # Tables and windows may go by places in a row, unless the windows are cut out of each text.
         self.most_tokens = min(_BATCH_TOKENS, table, _BATCH_TOKENS if window is None or narrow else window)
         self._network = network
@@ -383,7 +386,7 @@ class RowPacking:
     def prepare(self, module: Any) -> Any:
         if self.by_pieces:
             module.config._attn_implementation = _BY_PIECES
-            for name, reach in self._reaches.items():
+            for name, reach in (self.reaches or {}).items():
                 vars(module.get_submodule(name))[_REACH] = reach
         _spare_feed_forward(find_blocks(module)[1][-1])
         return module

@@ -38,7 +38,7 @@ from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.prompt_form import FormedText, PromptForm, joined
 from penchant.common.model.stacked import StackedTail, StackedWeights, stacked_tail
 from penchant.common.model.standalone import StandaloneScorer, tokenizer_json
-from penchant.common.model.state_store import DISK_BYTES, StateStore, lasting_folder
+from penchant.common.model.state_store import StateStore
 from penchant.common.model.step_memory import StepMemory
 from penchant.common.model.strengths import weights_of
 from penchant.common.model.tails import Activations, Tail, check_base, check_beside, choose_tail, full_tail
@@ -49,6 +49,7 @@ PACK_BYTES = 1 << 30
 
 _BEGINNING = "A motion to table the amendment, offered "
 _FEW_TOKENS = 1024  # whose activations are few in any model
+_AROUND = 8  # tokens that a model may set around a text, at most
 _BEGUN = 10  # characters of a probe that are the prompt's, where there is one
 _PROBES = (
     "Yea or nay?",
@@ -316,8 +317,11 @@ class RewardModel:
     def portions(self, texts: Sequence[tuple[str, str]]) -> list[range]:
         """Which of some (prompt, response) texts, in order, are to be given to `prepare_texts` at a time, so
         that their activations weigh about `pack_bytes` at most. All of them where they are few."""
+        most = sum(_most_tokens(*text) for text in texts)
+        if most <= _FEW_TOKENS or most * self._a_token <= self.pack_bytes:
+            return [range(len(texts))]
         lengths = [min(length, self.max_tokens) for length in self.lengths(texts)]
-        if sum(lengths) <= _FEW_TOKENS or sum(lengths) * self._a_token <= self.pack_bytes:
+        if sum(lengths) * self._a_token <= self.pack_bytes:
             return [range(len(texts))]
         portions, begin, held = [], 0, 0.0
         for place, length in enumerate(lengths):
@@ -726,21 +730,22 @@ def load_reward_model(
     device: str = "auto",
     cache_bytes: int = CACHE_BYTES,
     pack_bytes: int = PACK_BYTES,
-    disk_bytes: int = DISK_BYTES,
-    folder: Path | None = None,
+    disk: StateStore | None = None,
 ) -> RewardModel:
     """Load the base model and put the adapters in place. BaseModelError as `load_backbone`.
 
     Args:
         cache_bytes, pack_bytes: as of `RewardModel`.
-        disk_bytes: of the frozen part's output, how much may be on a disk for which memory has no place; 0:
+        disk: for what of the frozen part's output memory has no place, of this and other models; by default
             nothing is written.
-        folder: on that disk; by default one for temporary files.
     """
-    folder = lasting_folder() if folder is None else folder
-    disk = StateStore(folder, disk_bytes) if folder is not None and disk_bytes else None
     backbone = load_backbone(model, device=device)
     return RewardModel(backbone, model, adapter, cache_bytes=cache_bytes, pack_bytes=pack_bytes, disk=disk)
+
+
+def _most_tokens(prompt: str, response: str) -> int:
+    """A text's tokens from above, without reading it: one a byte, and those that stand around it."""
+    return len(prompt.encode()) + len(response.encode()) + _AROUND
 
 
 def _pooling(name: str, causal: bool) -> str:

@@ -23,6 +23,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from penchant.common.model.attention_reach import Reach
 from penchant.common.model.batches import (
     AlikePieces,
     Batches,
@@ -258,7 +259,8 @@ class _StackedRows:
         self, tail: BlockTail | FullTail | ResponseTail, network: AdaptedNetwork, *, gathered: bool
     ) -> None:
         self._factors = _Factors()
-        self._packing = _StackedPacking(network, self._factors)
+        reaches = tail.packing.reaches if isinstance(tail.packing, RowPacking) else None
+        self._packing = _StackedPacking(network, self._factors, reaches)
         self._tail = tail.repacked(self._packing)
         self._gathered = gathered
         self._causal = network.causal
@@ -319,8 +321,10 @@ class _Factors(threading.local):
 class _StackedPacking(RowPacking):
     """Rows of several people: the adapted modules of the copy read each person's factors."""
 
-    def __init__(self, network: AdaptedNetwork, factors: _Factors) -> None:
-        super().__init__(network, pieces=True)
+    def __init__(
+        self, network: AdaptedNetwork, factors: _Factors, reaches: Mapping[str, Reach] | None
+    ) -> None:
+        super().__init__(network, pieces=True, reaches=reaches)
         self._names = tuple(module.name for module in network.adapted_modules)
         self._factors = factors
 

@@ -31,6 +31,7 @@ from penchant.common.model.tails import Activations, log
 __all__ = [
     "DEVICE_DISK_BYTES",
     "DISK_BYTES",
+    "StatePart",
     "StateStore",
     "TensorPlace",
     "bytes_of",
@@ -50,6 +51,7 @@ _NONCE = 12  # bytes
 _ONCE = (1 << 31) - 1 - _TAG  # bytes: more are not encrypted at once
 _ALIGNED = 64  # bytes: where a tensor may begin, as in memory that torch gives out
 _IN_MEMORY = ("tmpfs", "ramfs")
+_MARKS = itertools.count()  # of the parts of stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ class StateStore:
 
     Args:
         folder: in which the file lies, without a name.
-        limit: bytes of the file at most. It never takes more than half of what it leaves free on its disk.
+        limit: bytes of the file at most. It never grows beyond half of what it leaves free on its disk, and
+            is given up, with all that is in it, once others have left less free there than it takes.
     """
 
     def __init__(self, folder: Path, limit: int = DISK_BYTES) -> None:
@@ -103,6 +106,10 @@ class StateStore:
         with self._lock:
             return (self._end + self._growth()) * _PAGE if self._ready() else 0
 
+    def part(self) -> StatePart:
+        """A part of it for one model."""
+        return StatePart(self)
+
     def size(self, key: bytes) -> int | None:
         """How many bytes the tensors of an entry have; None where there is no such entry."""
         with self._lock:
@@ -118,6 +125,10 @@ class StateStore:
         """Keep an entry; -> whether it is kept. One that is there already stays as it is."""
         with self._lock:
             if not self._ready():
+                return False
+            if self._crowds():
+                self._tell(f"are given up in {self._folder}: its disk is nearly full")
+                self._begin()
                 return False
             if key in self._stored:
                 self._stored.move_to_end(key)
@@ -201,6 +212,13 @@ class StateStore:
             self._cipher = AESGCM(SystemEntropy().draw(32))
         return True
 
+    def _crowds(self) -> bool:
+        """Whether the file takes more than is left free beside it."""
+        if self._file is None:
+            return False
+        disk = os.fstatvfs(self._file)
+        return self._end * _PAGE > disk.f_bavail * disk.f_frsize
+
     def _growth(self) -> int:
         """By how many pages the file may still grow."""
         disk = os.fstatvfs(self._file) if self._file is not None else os.statvfs(self._folder)
@@ -258,6 +276,49 @@ class StateStore:
         if what not in self._told:
             self._told.add(what)
             log.warning("frozen states %s; they are computed again when they are needed", what)
+
+
+class StatePart:
+    """What one model keeps in a store, beside what others keep there: keys are its own."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+        self._mark = next(_MARKS).to_bytes(8, "big")
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._mark + key in self._store
+
+    def room(self) -> int:
+        """As of the store."""
+        return self._store.room()
+
+    def size(self, key: bytes) -> int | None:
+        """As of the store."""
+        return self._store.size(self._mark + key)
+
+    def put(self, key: bytes, entry: Activations) -> bool:
+        """As of the store."""
+        return self._store.put(self._mark + key, entry)
+
+    def get(self, key: bytes) -> Activations | None:
+        """As of the store."""
+        return self._store.get(self._mark + key)
+
+    def keys(self) -> list[bytes]:
+        """Of its own entries, the least recently used first."""
+        every = self._store.keys()
+        return [key[len(self._mark) :] for key in every if key.startswith(self._mark)]
+
+    def discard(self, key: bytes) -> None:
+        """As of the store."""
+        self._store.discard(self._mark + key)
+
+    def clear(self) -> None:
+        """Forget all of its own. The disk has the bytes back once nobody has any there."""
+        for key in self.keys():
+            self.discard(key)
+        if not len(self._store):
+            self._store.clear()
 
 
 def lasting_folder() -> Path | None:

@@ -124,6 +124,18 @@ class StepMemory:
         """How many bytes a step on all of the texts holds, if it is not cut."""
         return int(self._work(packed).times(self._plain_rates(effective)))
 
+    def of_batches(self, batch: Paired, effective: MergedWeights, count: int) -> int:
+        """How many bytes a step holds on any so many of the pairs, from above: on the heaviest of them, as if
+        no two pairs began alike. For texts in rows."""
+        texts, shape = _texts(batch.texts.packed), self._shape(batch.texts.packed)
+        rates, each = self._plain_rates(effective), []
+        for pair in zip(batch.chosen.tolist(), batch.rejected.tolist(), strict=True):
+            reading = shape()
+            for place in pair:
+                reading.add(place, texts[place])
+            each.append(reading.work().times(rates))
+        return int(sum(sorted(each)[-count:]))
+
     def slopes_fit(self, packed: Any, effective: MergedWeights, most_bytes: int | None) -> bool:
         """Whether the gradients of each text's own score can be taken at once: on the way back each state
         then has a slope for each text."""

@@ -30,7 +30,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -40,7 +40,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from penchant.common.errors import BaseModelError, ConfigError
-from penchant.common.model.attention_reach import WINDOW_MOST, long_enough, window_of, windows_of
+from penchant.common.model.attention_reach import (
+    WINDOW_MOST,
+    Reach,
+    long_enough,
+    reaches_of,
+    window_of,
+    windows_of,
+)
 from penchant.common.model.batches import Batch, Batches, Packing, Padded, RowPacking, reading_again
 from penchant.common.model.factors import MergedWeights
 from penchant.common.model.log_probability import ResponseTokens
@@ -535,12 +542,28 @@ def choose_tail(network: AdaptedNetwork, probes: Sequence[Any]) -> Tail:
 
 def _beyond_windows(network: AdaptedNetwork, probes: Sequence[Any]) -> list[Any]:
     """A probe text that is longer than the network's windows, where texts may be."""
-    windows = windows_of(network.module)
-    if not windows or min(windows) >= network.max_tokens or max(windows) > WINDOW_MOST:
+    if not _has_short_windows(network):
         return []
     own = [probe.ids if isinstance(probe, ResponseTokens) else probe for probe in probes]
     ids = torch.cat(own).repeat(long_enough(network))[: long_enough(network)]
     return [ids if network.unembedding is None else ResponseTokens(ids, len(ids) // 2)]
+
+
+def _reaches(network: AdaptedNetwork) -> Mapping[str, Reach] | None:
+    """How far each attention reaches, where a window is shorter than texts may be; None where none is, or
+    that can't be found out."""
+    if not _has_short_windows(network):
+        return None
+    try:
+        return reaches_of(network)
+    except _MISFITS as error:
+        log.debug("the windows of this base model can't be told: %s", error)
+        return None
+
+
+def _has_short_windows(network: AdaptedNetwork) -> bool:
+    windows = windows_of(network.module)
+    return bool(windows) and min(windows) < network.max_tokens and max(windows) <= WINDOW_MOST
 
 
 def _tell_padded(network: AdaptedNetwork) -> None:
@@ -559,8 +582,9 @@ def _tell_padded(network: AdaptedNetwork) -> None:
 
 def _cheapest_first(network: AdaptedNetwork) -> Iterator[tuple[str, Callable[[], AnyTail]]]:
     """(what it is, how it is made) of all tails but the full one over padded texts, the cheapest first."""
+    reaches = _reaches(network)
     packings: dict[str, Callable[[], Packing]] = {
-        "texts in rows, attention by pieces": lambda: RowPacking(network, pieces=True),
+        "texts in rows, attention by pieces": lambda: RowPacking(network, pieces=True, reaches=reaches),
         "texts in rows, under a mask": lambda: RowPacking(network, pieces=False),
         "padded texts": lambda: Padded(network),
     }

@@ -91,6 +91,8 @@ def _begin(
         start = begin_from(begin_with, Path, config)
     world = prepare(config, start=start)  # refuses what can't work before anything is written
     run_directory.create(directory, config, start.encode() if start else b"")
+    if why := world.why_one_by_one():
+        notice(f"people are trained one by one, and not {config.batch_people} at a time: {why}")
     if tuned is not None and tuned.tuned is not None:
         notice(tuned.tuned.words())
     elif untuned and not begin_with:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.model_cache import ModelCache, simulated_models
 from penchant.common.config import ModelConfig, RunConfig
 from penchant.common.data.preferences import Federation
 from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
@@ -75,7 +75,7 @@ def compare(
     cases = _planned(configs)
     present = _refuse_strangers(directory, cases)
     pages = ComparisonPages() if pages is None else pages
-    model_cache = ModelCache() if model_cache is None else model_cache
+    model_cache = simulated_models() if model_cache is None else model_cache
     worlds = _prepare([case for case in cases if _result(directory, case) is None], model_cache, people)
     _refuse_other_data(directory, {*cases, *present}, worlds)
     with _opened(directory):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.model_cache import simulated_models
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Federation
 from penchant.common.errors import (
@@ -281,7 +281,7 @@ def _worlds(entered: Sequence[Candidate], people: Federation | None) -> dict[str
     """A world for each candidate: the same people, the same cohorts, one cache of models."""
     config = entered[0].config
     federation = datasets.configured(config.data, config.seed) if people is None else people
-    first = prepare(config, ModelCache(), federation)
+    first = prepare(config, simulated_models(), federation)
     if not any(person.validation for person in first.federation.people):
         raise DataError("nobody has choices to hold out, by which a race goes; name a share")
     worlds = {}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.lockstep import why_one_by_one
+from penchant.client.learning.model_cache import ModelCache, simulated_models
 from penchant.common.config import Phase, RunConfig, config_digest
 from penchant.common.data.preferences import Federation, Person, without_ties
 from penchant.common.errors import (
@@ -82,6 +83,16 @@ class SimulationSetup:
             phases.append("main")
         return (*phases, "close")
 
+    def why_one_by_one(self) -> str:
+        """Why nobody is trained together with others although `batch_people` asks for it, in a few words;
+        nothing where people are, or it does not ask."""
+        if self.config.batch_people < 2:
+            return ""
+        if self.config.grid != "local":
+            return f"devices are served one at a time on grid {self.config.grid}"
+        planned = self.model_cache.of(self.config.plan("main", self.cohort))
+        return why_one_by_one(planned.model, planned.split, planned.plan.training)
+
     def privacy_figures(self) -> PrivacyFigures | None:
         """What the noise of the run's usual rounds amounts to; None without noise."""
         plan = self.config.plan("main", self.cohort)
@@ -153,7 +164,7 @@ def prepare(
     cohort = checked_cohort(config, len(federation.people))
     config = settle_noise(config, cohort, len(federation.people))
     policy = fleet_policy(config, cohort)
-    model_cache = ModelCache() if model_cache is None else model_cache
+    model_cache = simulated_models() if model_cache is None else model_cache
     world = SimulationSetup(config, federation, model_cache, cohort, policy, newcomers, start)
     if start is not None:
         start.check(world.model_cache.of(config.plan(world.phases[0], cohort)).split)

@@ -19,7 +19,7 @@ from typing import Any, Final
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
-from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.model_cache import simulated_models
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Federation
 from penchant.common.errors import DeviceError, ProtocolError, RoundFailed
@@ -65,7 +65,7 @@ class CaseRuns:
     ) -> None:
         self.share, self.cases, self.hears = share, cases, hears
         self.start, self._fixed = start or {}, fixed or {}
-        self._base, self._people, self._cache = base, people, ModelCache()
+        self._base, self._people, self._cache = base, people, simulated_models()
 
     def config(self, changes: Mapping[str, Any], case: Mapping[str, Any]) -> RunConfig:
         """The configuration of one run."""

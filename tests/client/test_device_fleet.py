@@ -161,15 +161,15 @@ def test_devices_join_a_run_over_their_sockets_and_keep_a_matching_model(town: T
 
 def test_a_device_that_is_killed_in_mid_round_sits_out_and_comes_back(town: Town, tmp_path: Path) -> None:
     """One agent is a process of its own; it dies by SIGKILL when its vector is asked for."""
-    program = "from penchant.deploy.cli.main import main; main()"
+    program, said = "from penchant.deploy.cli.main import main; main()", tmp_path / "said"
 
     def start() -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", program, "device", "serve", "--home", str(town.homes[0])],
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=said.open("w"), text=True,
         )  # fmt: skip
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("member 1 answers")
+        assert process.stdout.readline().startswith("member 1 answers"), said.read_text()
         return process
 
     processes = [start()]

@@ -16,6 +16,7 @@ from penchant.client.learning.outcome import Outcome
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import TrainingConfig
 from penchant.common.model.factors import MergedWeights, Split
+from penchant.common.model.step_memory import Portion
 from penchant.common.shares import Factor, Head, Part, ShareRule, Spread, Start
 
 RULE = ShareRule(  # a score m + d for each unit of a text's number, d one's own
@@ -40,6 +41,7 @@ class Line:
     """A reward model one can work out by hand: text number x has the embedding x (d = 1)."""
 
     device = torch.device("cpu")
+    step_memory = SimpleNamespace(portions=lambda batch, *_: [Portion(range(len(batch)))])  # all at once
 
     def margins(self, prepared: Any, effective: MergedWeights) -> torch.Tensor:
         return torch.as_tensor(prepared.differences) * effective.head[0, 0]

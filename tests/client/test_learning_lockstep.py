@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from penchant.client.learning.group_round import work_together
 from penchant.client.learning.local_round import work
-from penchant.client.learning.lockstep import Learner, LockstepTrainer, can_lockstep
+from penchant.client.learning.lockstep import Learner, LockstepTrainer, can_lockstep, why_one_by_one
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.outcome import Outcome
 from penchant.client.learning.trainer import LocalTrainer
@@ -413,6 +413,41 @@ def test_a_round_of_several_people(
         )
 
 
+def test_whose_held_out_choices_are_too_many_is_judged_piece_by_piece(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than `pack_bytes` of frozen states are put together for somebody who is judged."""
+    config = RunConfig().changed({"model.base_model": str(tiny_model("bert"))})
+    model, _ = model_of(tiny_model("bert"), config.adapter.share)
+    planned = PlannedModel(model, ModelSignature.of(model), model.split(), config.plan("main", 4))
+    shared, start = planned.split.initial(0)
+    jobs = [
+        Job(planned.plan, b"", shared, start, start.copy(), some_pairs(6, k), some_pairs(n, 50 + k), seed=k)
+        for k, n in enumerate((3, 40, 2))
+    ]
+    prepared = [planned.model.prepare(job.train) for job in jobs]
+    expected = work_together(planned, jobs, prepared, step_bytes=ROOM)
+    largest = max(one.state_bytes for one in prepared)
+    monkeypatch.setattr(planned.model, "pack_bytes", largest)
+    sizes: list[int] = []
+    collate = planned.model.tail.collate
+
+    def counted(parts: Any) -> Any:
+        sizes.append(sum(t.numel() * t.element_size() for part in parts for t in part))
+        return collate(parts)
+
+    monkeypatch.setattr(planned.model.tail, "collate", counted)
+    made = work_together(planned, jobs, prepared, step_bytes=ROOM)
+    assert planned.model.prepare(jobs[1].held_out).state_bytes > 2 * largest
+    assert max(sizes) <= largest
+    for one, other in zip(made, expected, strict=True):
+        assert isinstance(one, Outcome)
+        assert isinstance(other, Outcome)
+        assert one.shared_update.tobytes() == other.shared_update.tobytes()
+        assert (one.judged.correct, one.judged.total) == (other.judged.correct, other.judged.total)
+        assert one.judged.loss_sum == pytest.approx(other.judged.loss_sum, rel=1e-5)
+
+
 def test_whose_step_alone_is_too_large_is_trained_alone(
     tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,12 +592,15 @@ def test_what_can_not_be_trained_together(tiny_model: Callable[[str], Path]) -> 
     padded, _ = model_of(tiny_model("bloom"), "A", target_modules=("query_key_value",), layers=())
     assert padded.stacked is None
     assert not can_lockstep(padded, padded.split(), SETTINGS)
+    assert "does not read several people's texts" in why_one_by_one(padded, padded.split(), SETTINGS)
     with pytest.raises(ConfigError, match="one by one"):
         LockstepTrainer(padded, padded.split(), SETTINGS, step_bytes=ROOM)
     model, _ = model_of(tiny_model("bert"), "A")
     in_parts = dataclasses.replace(SETTINGS, micro_batch_size=2)
     assert can_lockstep(model, model.split(), SETTINGS)
+    assert why_one_by_one(model, model.split(), SETTINGS) == ""
     assert not can_lockstep(model, model.split(), in_parts)
+    assert why_one_by_one(model, model.split(), in_parts).startswith("training.micro_batch_size")
     halved, _ = model_of(tiny_model("bert"), "meta")  # everybody's pairs, each by their own seed
     assert not can_lockstep(halved, halved.split(), SETTINGS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import random
@@ -21,6 +22,7 @@ from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.model import reward
 from penchant.common.model.reward import RewardModel, load_reward_model
+from penchant.common.model.state_store import StateStore
 
 
 def some_pairs(count: int = 24) -> list[Preference]:
@@ -54,14 +56,14 @@ def both(request: Any, tiny_model: Callable[[str], Path], tmp_path_factory: pyte
     few = 200 if request.param == "pooled" else 8000
     return (
         request.param,
-        load_reward_model(settings, adapter, device="cpu", disk_bytes=0),
+        load_reward_model(settings, adapter, device="cpu"),
         load_reward_model(
             settings,
             adapter,
             device="cpu",
             cache_bytes=few,
             pack_bytes=few,
-            folder=tmp_path_factory.mktemp("states"),
+            disk=StateStore(tmp_path_factory.mktemp("states")),
         ),
     )
 
@@ -143,8 +145,8 @@ def test_a_full_disk_costs_time_and_no_bit(
         ModelConfig(base_model=str(tiny_model("bert")), max_tokens=24),
         AdapterConfig(share="A"),
     )
-    plenty = load_reward_model(settings, adapter, device="cpu", disk_bytes=0)
-    little = load_reward_model(settings, adapter, device="cpu", cache_bytes=8000, folder=tmp_path)
+    plenty = load_reward_model(settings, adapter, device="cpu")
+    little = load_reward_model(settings, adapter, device="cpu", cache_bytes=8000, disk=StateStore(tmp_path))
     learned = []
     for model in (plenty, little):
         own, shared, personal = trainer(model, batch_size=5)
@@ -200,7 +202,9 @@ def test_many_texts_are_scored_in_portions_and_those_that_read_alike_the_same(
 
 def test_a_piece_is_one_pair_at_least(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     settings = ModelConfig(base_model=str(tiny_model("bert")), max_tokens=24)
-    model = load_reward_model(settings, AdapterConfig(share="A"), device="cpu", pack_bytes=1, folder=tmp_path)
+    model = load_reward_model(
+        settings, AdapterConfig(share="A"), device="cpu", pack_bytes=1, disk=StateStore(tmp_path)
+    )
     prepared = model.prepare(some_pairs(4))
     assert model.pieces(prepared) == [range(0, 1), range(1, 2), range(2, 3), range(3, 4)]
 
@@ -212,9 +216,9 @@ def test_how_sure_a_model_is_and_how_far_it_deviates_come_piece_by_piece(
         ModelConfig(base_model=str(tiny_model("bert")), max_tokens=24),
         AdapterConfig(share="shrinkage"),
     )
-    plenty = load_reward_model(settings, adapter, device="cpu", disk_bytes=0)
+    plenty = load_reward_model(settings, adapter, device="cpu")
     little = load_reward_model(
-        settings, adapter, device="cpu", cache_bytes=200, pack_bytes=200, folder=tmp_path
+        settings, adapter, device="cpu", cache_bytes=200, pack_bytes=200, disk=StateStore(tmp_path)
     )
     pairs, found = some_pairs(), []
     for model in (plenty, little):
@@ -242,10 +246,14 @@ def test_frozen_states_have_their_share_of_what_a_job_may_take(
     memory_mb: int | None, by_text: int, in_one_piece: int, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     settings = ModelConfig(base_model=str(tiny_model("bert")), max_tokens=24)
-    model = device_models(memory_mb, tmp_path).model(settings, AdapterConfig())
+    models = device_models(memory_mb, tmp_path)
+    model = models.model(settings, AdapterConfig())
     assert (model.cache._limit, model.pack_bytes) == (by_text, in_one_piece)
     disk = model.cache._disk
     assert disk is not None
-    assert disk._folder == tmp_path
-    assert disk._most == (8 << 30) // (32 << 10)
+    assert disk._store._folder == tmp_path
+    assert disk._store._most == (8 << 30) // (32 << 10)
+    other = models.model(dataclasses.replace(settings, max_tokens=20), AdapterConfig()).cache._disk
+    assert other is not None
+    assert other._store is disk._store  # the bound is on both together
     assert device_models(memory_mb, None).model(settings, AdapterConfig()).cache._disk is None

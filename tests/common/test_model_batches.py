@@ -15,7 +15,7 @@ from support.tiny_models import write_tiny_model
 from torch import Tensor
 
 from penchant.common.config import AdapterConfig, ModelConfig
-from penchant.common.model import batches
+from penchant.common.model import batches, tails
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel
 from penchant.common.shares import SHARES
@@ -203,13 +203,26 @@ def test_a_window_is_cut_out_of_contexts_of_responses(
     assert_same(fast, slow)
 
 
+def test_windows_are_looked_at_once_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_model("mistral", tmp_path, sliding_window=8)
+    looked: list[Any] = []
+    real = tails.reaches_of
+    monkeypatch.setattr(tails, "reaches_of", lambda network: looked.append(network) or real(network))
+    assert model_of(tmp_path, "mistral").stacked is not None
+    assert len(looked) == 1
+    (tmp_path / "wide").mkdir()
+    write_tiny_model("mistral", tmp_path / "wide", sliding_window=64)
+    assert packing(model_of(tmp_path / "wide", "mistral")) == "pieces"
+    assert len(looked) == 1
+
+
 @pytest.mark.parametrize(("kind", "window"), NARROW)
 def test_a_window_that_is_forgotten_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, window: dict[str, Any]
 ) -> None:
     """A probe text is longer than it."""
     write_tiny_model(kind, tmp_path, **window)
-    monkeypatch.setattr(batches, "reaches_of", lambda _: {})
+    monkeypatch.setattr(tails, "reaches_of", lambda _: {})
     assert packing(model_of(tmp_path, kind)) == "padded"
 
 
@@ -229,7 +242,7 @@ def test_a_window_that_is_not_known_keeps_texts_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, kind: str, window: dict[str, Any], said: int
 ) -> None:
     """No tiny text would tell: it is seen from the model's settings, and said with what spares it."""
-    monkeypatch.setattr(batches, "WINDOW_MOST", 30)
+    monkeypatch.setattr(tails, "WINDOW_MOST", 30)
     write_tiny_model(kind, tmp_path, **window)
     with caplog.at_level("INFO"):
         fast = model_of(tmp_path, kind)

@@ -294,3 +294,44 @@ def test_temporary_files_in_memory_are_not_used(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     if Path("/dev/shm").is_dir():
         assert state_store._in_memory(Path("/dev/shm"))
+
+
+def test_a_disk_that_others_fill_has_its_bytes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, others = StateStore(tmp_path), [0]
+
+    class Disk:
+        f_frsize = PAGE
+
+        @property
+        def f_bavail(self) -> int:
+            return 30 - store._end - others[0]
+
+    monkeypatch.setattr(os, "fstatvfs", lambda _: Disk())
+    assert all(store.put(key(number), entry(number)) for number in range(10))
+    others[0] = 9
+    assert store.put(key(10), entry(10))  # 10 pages, and 11 left
+    others[0] = 11
+    assert not store.put(key(11), entry(11))  # 9 left
+    assert (len(store), store.held) == (0, 0)
+    assert "nearly full" in caplog.text
+    assert store.put(key(12), entry(12))  # begins again, with what there is
+    assert same(store.get(key(12)), entry(12))
+
+
+def test_models_share_a_store_and_its_bound_and_no_entry(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, 4 * PAGE)
+    one, other = store.part(), store.part()
+    for part, first in ((one, 0), (other, 10)):
+        assert part.put(key(1), entry(first))
+        assert part.put(key(2), entry(first + 1))
+    assert same(one.get(key(1)), entry(0))
+    assert same(other.get(key(1)), entry(10))
+    assert one.keys() == [key(2), key(1)]
+    assert one.size(key(2)) == store.size(one._mark + key(2))
+    one.clear()
+    assert (one.keys(), other.keys(), key(1) in one, key(1) in other) == ([], [key(2), key(1)], False, True)
+    other.discard(key(2))
+    assert one.put(key(7), entry(7))
+    assert store.held <= 4 * PAGE

@@ -141,6 +141,21 @@ def test_pairs_of_one_prompt_stay_together(tiny_model: Any) -> None:
     assert [one.rows for one in portions] == [range(0, 12), range(12, 24)]
 
 
+@pytest.mark.parametrize("pairs_a_prompt", [1, 8])
+def test_batches_are_estimated_from_above(tiny_model: Any, pairs_a_prompt: int) -> None:
+    """Pairs of a prompt that is read once for all of them are apart in a batch at random."""
+    model = model_of(tiny_model("llama"), "llama")
+    effective = effective_of(model, leaves_of(model))
+    prepared = model.prepare(some_pairs(64 // pairs_a_prompt, pairs_a_prompt))
+    most = model.step_memory.of_batches(prepared, effective, 8)
+    held = []
+    for seed in range(6):
+        rows = torch.randperm(64, generator=torch.Generator().manual_seed(seed))[:8].tolist()
+        held.append(model.step_memory.of(model.subset(prepared, rows).texts.packed, effective))
+    assert max(held) <= most < 2 * max(held)
+    assert model.step_memory.of(prepared.texts.packed, effective) * 8 / 64 <= most
+
+
 def test_below_the_bound_nothing_is_cut(tiny_model: Any) -> None:
     model = model_of(tiny_model("llama"), "llama")
     effective = effective_of(model, leaves_of(model))

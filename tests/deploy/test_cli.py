@@ -17,7 +17,7 @@ import tomli_w
 from support.tastes import write_choices
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError, DataError
+from penchant.common.errors import ConfigError, DataError, UsageError
 from penchant.common.model import packaged_models
 from penchant.common.model.base_models import resolve
 from penchant.common.settings import section_table
@@ -255,6 +255,34 @@ def test_a_wrong_configuration_file(
 ) -> None:
     (tmp_path / "wrong.toml").write_text(text, encoding="utf-8")
     assert line in refused("--config", "wrong.toml", "--out", "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], ""),
+        (["--batch-people", 1, "--micro-batch-size", 2], ""),
+        (["--batch-people", 3], ""),
+        (
+            ["--batch-people", 3, "--micro-batch-size", 2],
+            "training.micro_batch_size holds each batch in parts",
+        ),
+        (["--batch-people", 3, "--grid", "processes"], "devices are served one at a time on grid processes"),
+    ],
+)
+def test_people_asked_to_be_together_who_are_not(
+    penchant: Penchant, monkeypatch: pytest.MonkeyPatch, tiny: list[str], words: list[Any], why: str
+) -> None:
+    """Said before the run begins, which is not simulated here."""
+
+    def not_now(*_: Any) -> None:
+        raise UsageError("not now")
+
+    monkeypatch.setattr("penchant.deploy.cli.show_simulation.run_and_show", not_now)
+    *notes, last = penchant("simulate", *tiny, *words, "--no-auto", "--out", "run").err.splitlines()
+    assert last == "penchant: not now"
+    said = f"note: people are trained one by one, and not 3 at a time: {why}"
+    assert notes == ([said] if why else [])
 
 
 def test_a_key_that_no_flag_gave_keeps_its_name(refused: Callable[..., str], tiny: list[str]) -> None:

@@ -231,7 +231,7 @@ def test_every_flag_of_the_method_reaches_its_key(
     [
         (
             ["--share", "C"],
-            "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common",
+            "--share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common",
         ),
         (["--update-order", "shared-first"], "choose one of joint, personal-first, alternating"),
         (["--optimizer", "adam"], "choose one of adamw, sgd"),
