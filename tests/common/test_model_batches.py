@@ -15,7 +15,7 @@ from support.tiny_models import write_tiny_model
 from torch import Tensor
 
 from penchant.common.config import AdapterConfig, ModelConfig
-from penchant.common.model import batches, tails
+from penchant.common.model import attention_reach, batches, tails
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel
 from penchant.common.shares import SHARES
@@ -206,7 +206,7 @@ def test_a_window_is_cut_out_of_contexts_of_responses(
 def test_windows_are_looked_at_once_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_model("mistral", tmp_path, sliding_window=8)
     looked: list[Any] = []
-    real = tails.reaches_of
+    real = attention_reach.reaches_of
     monkeypatch.setattr(tails, "reaches_of", lambda network: looked.append(network) or real(network))
     assert model_of(tmp_path, "mistral").stacked is not None
     assert len(looked) == 1
