@@ -340,8 +340,8 @@ class _Reading:
         raise NotImplementedError
 
 
-class _ByPieces(_Reading):
-    """Each text sees its beginning and itself."""
+class _InRows(_Reading):
+    """Texts whose work adds up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -349,6 +349,10 @@ class _ByPieces(_Reading):
 
     def work(self) -> _Work:
         return self._done
+
+
+class _ByPieces(_InRows):
+    """Each text sees its beginning and itself."""
 
     def _count(self, text: _BatchText, known: int | None) -> None:
         whole = text.shared + text.own
@@ -356,15 +360,8 @@ class _ByPieces(_Reading):
         self._done = self._done.plus(_Work(new, new * whole, text.shared))
 
 
-class _UnderMask(_Reading):
+class _UnderMask(_InRows):
     """All that begins alike is one row, of which every token meets every other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._done = _Work()
-
-    def work(self) -> _Work:
-        return self._done
 
     def _count(self, text: _BatchText, known: int | None) -> None:
         before, now = known or 0, self._tokens[text.beginning]
