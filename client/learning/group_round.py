@@ -122,16 +122,15 @@ def _judged(
         for place, (job, own) in enumerate(zip(jobs, personal, strict=True))
         if judged_on(job.held_out)
     }
-    large = {place for place, one in learners.items() if len(planned.model.pieces(one.prepared)) > 1}
-    counts = {
-        place: planned.trainer(jobs[place].start).evaluate(one.shared, one.personal, one.prepared)
-        for place, one in learners.items()
-        if place in large  # what is frozen of them does not lie in one piece
-    }
-    together = [place for place in learners if place not in large]
+    counts, together = dict[int, Counts](), dict[int, Learner]()
+    for place, one in learners.items():
+        if len(planned.model.pieces(one.prepared)) == 1:
+            together[place] = one
+        else:  # what is frozen does not lie in one piece
+            own = planned.trainer(jobs[place].start)
+            counts[place] = own.evaluate(one.shared, one.personal, one.prepared)
     if together:
-        found = trainer.evaluate([learners[place] for place in together])
-        counts |= zip(together, found, strict=True)
+        counts |= zip(together, trainer.evaluate(list(together.values())), strict=True)
     return [counts.get(place, Counts(0, 0, 0.0)) for place in range(len(jobs))]
 
 

@@ -103,10 +103,8 @@ def _as_given(text: str, options: Iterable[_Option], given: Mapping[str, Any]) -
     """What is wrong, with flags in place of the keys of those settings that were given by a flag."""
     for option in options:
         if given[option.key] is not None:
-            key, flag = (
-                option.setting.key,
-                option.setting.flag.partition("/")[0],
-            )  # of a switch, the one for yes
+            key = option.setting.key
+            flag = option.setting.flag.partition("/")[0]  # of a switch, the one for yes
             before = r"(?<![\w.])" if "." in key else "^"  # elsewhere such a key may be any word
             text = re.sub(rf"{before}{re.escape(key)}(?!\.?\w)", flag, text)
     return text
