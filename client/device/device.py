@@ -320,7 +320,7 @@ class Device(DeviceHome):
         about = self._about()
         if kept is None or about is None or not about.errors:
             return ranked
-        laplace = Laplace(planned.model, planned.split, shared)
+        laplace = planned.laplace(shared)
         return _with_doubt(laplace, self._fitted.doubt(), kept, prompt, ranked)
 
     def explain(self, prompt: str, ranked: Sequence[str]) -> list[Explanation]:
@@ -340,7 +340,7 @@ class Device(DeviceHome):
         choices = [row for mark, row in self.store.marked() if mark in known and not held_out(row.preference)]
         ties = [row for mark, row in self.store.marked_ties() if mark in known and not held_out(row.pair)]
         habits = habits_of([*(row.preference for row in choices), *(row.preference for row in ties)])
-        laplace = Laplace(planned.model, planned.split, shared)
+        laplace = planned.laplace(shared)
         texts = [(prompt, response) for response in ranked]
         return explained(laplace, self._fitted.doubt(), kept, texts, choices, habits)
 
@@ -400,7 +400,7 @@ class Device(DeviceHome):
             above = scores - scores.mean()
             found = [Liked(*text, float(score)) for text, score in zip(texts, above, strict=True)]
         else:
-            laplace = Laplace(planned.model, planned.split, shared)
+            laplace = planned.laplace(shared)
             own, gradients = laplace.score_gradients(kept, texts)
             above, errors = own - own.mean(), self._fitted.doubt().error(gradients - gradients.mean(axis=0))
             found = [
@@ -438,7 +438,7 @@ class Device(DeviceHome):
             raise DataError(
                 f"{len(candidates)} comparisons are too many to find the most informative one; give fewer"
             )
-        laplace = Laplace(planned.model, planned.split, shared)
+        laplace = planned.laplace(shared)
         prior = prior_of(planned, laplace, start, candidates)
         return ActiveLearner(laplace, prior, candidates, choices)
 
@@ -832,7 +832,7 @@ def _doubt(
     if not kept.size or numbers_kept(len(choices), kept.size) > KEPT_MOST:
         return None
     shared, start = planned.parts(factors)
-    laplace = Laplace(planned.model, planned.split, shared)
+    laplace = planned.laplace(shared)
     return doubt_of(laplace, prior_of(planned, laplace, start, choices), kept, choices)
 
 

@@ -7,15 +7,13 @@ finished, something forgotten), that one answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from penchant.client.device.device import Device, ModelInUse
-from penchant.client.learning.model_cache import ModelCache
-from penchant.common.model.reward import load_reward_model
-from penchant.common.model.state_store import DEVICE_DISK_BYTES, StateStore
+from penchant.client.learning.model_cache import ModelCache, device_models
+from penchant.common.model.batches import within
 
 __all__ = ["TextScore", "WarmModel", "small_cache"]
 
@@ -90,7 +88,11 @@ class WarmModel:
         model, most = self._loaded.model, self.max_tokens
         whole = model.planned.model.lengths(texts)
         read = [min(length, most) for length in whole]
-        raw = [score for rows in _passes(read) for score in model.scores(texts[rows.start : rows.stop])]
+        raw = [
+            score
+            for rows in within(read, PASS_TOKENS)
+            for score in model.scores(texts[rows.start : rows.stop])
+        ]
         return [
             TextScore(float(score), length, length < full)
             for score, length, full in zip(raw, read, whole, strict=True)
@@ -102,23 +104,10 @@ class WarmModel:
         return _Loaded(version, model, self._device.conversational())
 
 
-def _passes(lengths: Sequence[int]) -> Iterator[range]:
-    """Ranges of neighbouring texts that go through the network together."""
-    start, tokens = 0, 0
-    for place, length in enumerate(lengths):
-        if place > start and tokens + length > PASS_TOKENS:
-            yield range(start, place)
-            start, tokens = place, 0
-        tokens += length
-    if lengths:
-        yield range(start, len(lengths))
-
-
 def small_cache(folder: Path | None = None) -> ModelCache:
     """Where a process that serves keeps its models.
 
     folder: where frozen states may lie that memory has no place for, of a process that trains too; without
         one nothing is written.
     """
-    disk = None if folder is None else StateStore(folder, DEVICE_DISK_BYTES)
-    return ModelCache(partial(load_reward_model, cache_bytes=CACHE_BYTES, disk=disk))
+    return device_models(None, folder, CACHE_BYTES)

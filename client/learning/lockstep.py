@@ -20,6 +20,7 @@ from penchant.client.learning.outcome import Counts, Outcome
 from penchant.client.learning.trainer import Leaves, Rates, batches_of, counts_of, optimizers_of, rates_of
 from penchant.common.config import TrainingConfig
 from penchant.common.errors import ConfigError, DeviceError
+from penchant.common.model.batches import within
 from penchant.common.model.factors import Layout, Split, Vector
 from penchant.common.model.reward import JoinedPairs, PreparedPairs, RewardModel
 from penchant.common.model.stacked import StackedTail, composes_stacked, stacked_weights
@@ -229,14 +230,9 @@ class LockstepTrainer:
 
     def _portions(self, batches: Sequence[PreparedPairs]) -> Iterator[slice]:
         """People whose step is computed at once, as far as the activations' bytes allow."""
-        begin, held = 0, 0
-        for place, batch in enumerate(batches):
-            size = self._tail.size(batch.texts.packed)
-            if place > begin and held + size > self._step_bytes:
-                yield slice(begin, place)
-                begin, held = place, 0
-            held += size
-        yield slice(begin, len(batches))
+        sizes = [self._tail.size(batch.texts.packed) for batch in batches]
+        for some in within(sizes, self._step_bytes):
+            yield slice(some.start, some.stop)
 
     def _pull(self, trained: Leaves) -> Tensor | float:
         """The sum of everybody's L2 penalty, as `LocalTrainer` has it."""

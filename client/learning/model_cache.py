@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.client.learning.laplace import Laplace
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, Plan
 from penchant.common.model import announced
@@ -57,6 +58,11 @@ class PlannedModel:
     def trainer(self, start: Vector) -> LocalTrainer:
         """A trainer that pulls towards `start`, if the plan asks for it."""
         return LocalTrainer(self.model, self.split, self.plan.training, start, step_bytes=self.step_bytes)
+
+    def laplace(self, shared: Vector) -> Laplace:
+        """What fits the personal part on these shared factors, and says how sure it is. ConfigError where
+        nothing is personal."""
+        return Laplace(self.model, self.split, shared, step_bytes=self.step_bytes)
 
 
 class ModelCache:
@@ -117,7 +123,7 @@ def simulated_models() -> ModelCache:
     return ModelCache(partial(load_reward_model, disk=disk))
 
 
-def device_models(memory_mb: int | None, folder: Path | None) -> ModelCache:
+def device_models(memory_mb: int | None, folder: Path | None, cache_bytes: int = CACHE_BYTES) -> ModelCache:
     """Models of a device. Of a job's memory frozen states fill a quarter, what lies in one piece an eighth,
     for there can be two such pieces, one that is being made, and a step holds another quarter.
 
@@ -125,19 +131,13 @@ def device_models(memory_mb: int | None, folder: Path | None) -> ModelCache:
         memory_mb: what a job may take beside the models, in MB; None: there is no bound.
         folder: of the device, where frozen states may be written that memory has no place for; None: nothing
             is written.
+        cache_bytes: of frozen states, how much memory they may take at most.
     """
-    cache_bytes, pack_bytes, step_bytes = CACHE_BYTES, PACK_BYTES, None
+    pack_bytes, step_bytes = PACK_BYTES, None
     if memory_mb is not None:
         cache_bytes = min(cache_bytes, memory_mb * MB // 4)
         pack_bytes = min(pack_bytes, memory_mb * MB // 8)
         step_bytes = memory_mb * MB // 4
     disk = None if folder is None else StateStore(folder, DEVICE_DISK_BYTES)
-    return ModelCache(
-        partial(
-            load_reward_model,
-            cache_bytes=cache_bytes,
-            pack_bytes=pack_bytes,
-            disk=disk,
-        ),
-        step_bytes=step_bytes,
-    )
+    load = partial(load_reward_model, cache_bytes=cache_bytes, pack_bytes=pack_bytes, disk=disk)
+    return ModelCache(load, step_bytes=step_bytes)

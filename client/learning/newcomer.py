@@ -43,7 +43,7 @@ def posterior_of(
         ConfigError: nothing is personal. DeviceError: values are not finite.
     """
     shared, start = planned.parts(factors)
-    laplace = Laplace(planned.model, planned.split, shared)
+    laplace = planned.laplace(shared)
     prior = prior_of(planned, laplace, start, choices)
     return laplace, laplace.fit(prior, choices)
 

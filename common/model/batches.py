@@ -43,6 +43,7 @@ __all__ = [
     "RowPacking",
     "reading_again",
     "row_under_way",
+    "within",
 ]
 
 _BATCH_TEXTS = 32
@@ -83,6 +84,18 @@ class Batches:
 
     batches: tuple[Batch, ...]
     inverse: Tensor
+
+
+def within(sizes: Sequence[float], most: float) -> Iterator[range]:
+    """Neighbouring places whose sizes add up to `most` at most, as many at a time as fit, at least one."""
+    start, held = 0, 0.0
+    for place, size in enumerate(sizes):
+        if place > start and held + size > most:
+            yield range(start, place)
+            start, held = place, 0.0
+        held += size
+    if sizes:
+        yield range(start, len(sizes))
 
 
 class Packing(Protocol):

@@ -30,6 +30,7 @@ from penchant.common.errors import BaseModelError, ConfigError, DataError, Usage
 from penchant.common.model.activation_cache import CACHE_BYTES, Named, PrefixCache, Text
 from penchant.common.model.backbone import Backbone, load_backbone, published
 from penchant.common.model.base_models import tokenizer_files
+from penchant.common.model.batches import within
 from penchant.common.model.davidson import davidson, is_tie, nu_of
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.log_probability import ResponseTokens
@@ -49,7 +50,7 @@ PACK_BYTES = 1 << 30
 
 _BEGINNING = "A motion to table the amendment, offered "
 _FEW_TOKENS = 1024  # whose activations are few in any model
-_AROUND = 8  # tokens that a model may set around a text, at most
+_AROUND = 8  # tokens that models set around a text; a template's words may be more
 _BEGUN = 10  # characters of a probe that are the prompt's, where there is one
 _PROBES = (
     "Yea or nay?",
@@ -323,14 +324,7 @@ class RewardModel:
         lengths = [min(length, self.max_tokens) for length in self.lengths(texts)]
         if sum(lengths) * self._a_token <= self.pack_bytes:
             return [range(len(texts))]
-        portions, begin, held = [], 0, 0.0
-        for place, length in enumerate(lengths):
-            size = length * self._a_token
-            if place > begin and held + size > self.pack_bytes:
-                portions.append(range(begin, place))
-                begin, held = place, 0.0
-            held += size
-        return [*portions, range(begin, len(texts))]
+        return list(within([length * self._a_token for length in lengths], self.pack_bytes))
 
     def subset(self, prepared: PreparedPairs, rows: Sequence[int]) -> PreparedPairs:
         """Some of the pairs, with only their texts."""
@@ -744,7 +738,7 @@ def load_reward_model(
 
 
 def _most_tokens(prompt: str, response: str) -> int:
-    """A text's tokens from above, without reading it: one a byte, and those that stand around it."""
+    """A text's tokens, rather too many, without reading it: one a byte, and those that stand around it."""
     return len(prompt.encode()) + len(response.encode()) + _AROUND
 
 

@@ -280,6 +280,12 @@ def test_long_texts_turn_no_short_ones_where_a_model_reads_both_differently(tmp_
     assert packing(fast) == "padded"
 
 
+def test_neighbours_are_taken_as_far_as_their_sizes_allow() -> None:
+    assert list(batches.within([3, 3, 3, 9, 1, 1], 6)) == [range(2), range(2, 3), range(3, 4), range(4, 6)]
+    assert list(batches.within([], 6)) == []
+    assert list(batches.within([1.5] * 4, 6)) == [range(4)]
+
+
 def _running_unseen(row: Any) -> Any:
     return contextlib.nullcontext()
 
