@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from support.console_scene import CHEAP, HOST, PASSWORD, Browser
 from support.fleet_directory import make_served_run, make_server
 
+from penchant.deploy.console import local
 from penchant.deploy.console.local import OperationsOnThisMachine
 from penchant.deploy.fleet.enrolment import hand_out
 from penchant.deploy.fleet.run_checks import fleet_defaults
@@ -64,7 +67,14 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """What a run is resumed with answers at once: the odd values are not for it."""
     folder = tmp_path_factory.mktemp("odd")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(local, "PROGRAM", [sys.executable, "-c", "raise SystemExit('no SuperLink')"])
+        yield from console_over(folder)
+
+
+def console_over(folder: Path) -> Iterator[Place]:
     server = make_server(folder)
     make_served_run(server, "one")
     RunQueue(server).add(fleet_defaults(3), "olga")

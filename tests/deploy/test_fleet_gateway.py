@@ -42,9 +42,20 @@ def server_directory(tmp_path: Path) -> ServerDirectory:
     )
 
 
+@pytest.fixture
+def nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has its stream module built in, where there may be none: real ones are in tests/system."""
+    program = tmp_path / "bin" / "nginx"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'configure arguments: --with-stream' >&2\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+
 # --- what passes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("nginx")
 def test_the_gateway_passes_what_a_supernode_asks_for_and_four_paths_of_ours(
     server_directory: ServerDirectory,
 ) -> None:
@@ -78,6 +89,7 @@ def test_the_paths_are_those_of_flowers_own_client() -> None:
     assert set(FLEET_PATHS) <= asked
 
 
+@pytest.mark.usefixtures("nginx")
 def test_a_name_that_would_change_the_configuration_is_refused(tmp_path: Path) -> None:
     for bad in ("a b", "a;", "a{", "-a", "", "a\nb", "$host"):
         with pytest.raises(ConfigError):
