@@ -91,11 +91,21 @@ def test_the_same_seed_gives_the_same_bits(rig: Rig, whole: tuple[dict[str, Any]
 
 
 def test_killed_at_any_durable_instant_it_ends_the_same(rig: Rig, whole: tuple[dict[str, Any], int]) -> None:
-    """SIGKILL at durable instants all over the run: the first and the last ones, and every 41st between."""
+    """SIGKILL at durable instants all over the run: the first and the last ones, and every 41st between.
+    On a busy machine a run may come to some more of them than another: who answers late is asked again."""
     expected, instants = whole
     assert instants > 200
-    for instant in [1, 2, 3, 4, *range(6, instants - 3, 41), *range(instants - 3, instants + 1)]:
+    for instant in [1, 2, 3, 4, *range(6, instants - 20, 41)]:
         end_after_a_kill(rig, f"at-{instant}", expected, kill="at", value=instant)
+    for back in range(4):
+        done, last = {"ended": 0, "writes": instants}, instants
+        for turn in range(10):
+            last = done["writes"] - back
+            done = rig.run(f"at-the-end-{back}-{turn}", kill="at", value=last)
+            if done["ended"] != 0:
+                break
+            assert done["writes"] < last
+        check_end(rig, f"at-the-end-{back}-{turn}", expected, done, last)
 
 
 def test_killed_while_it_writes_the_report_it_ends_the_same(
@@ -117,8 +127,13 @@ def test_killed_twice_at_random_times_it_ends_the_same(rig: Rig, whole: tuple[di
 
 
 def end_after_a_kill(rig: Rig, name: str, expected: dict[str, Any], **how: Any) -> None:
-    """Kill a new run, then start it again: resumed, or from the beginning if there is no run yet."""
-    assert rig.run(name, **how)["ended"] == -signal.SIGKILL
+    """Kill a new run, then start it again."""
+    check_end(rig, name, expected, rig.run(name, **how), how)
+
+
+def check_end(rig: Rig, name: str, expected: dict[str, Any], done: dict[str, Any], how: object) -> None:
+    """It was killed. Resumed, or begun anew if there is no run yet, it ends the same."""
+    assert done["ended"] == -signal.SIGKILL, how
     assert rig.run(name, resume=is_run(rig.folder / name))["ended"] == 0, how
     assert left(rig.folder / name) == expected, how
 
