@@ -110,7 +110,7 @@ def town(base: Path, tmp_path: Path) -> Town:
 def relayed(sockets: list[Path], **more: object) -> Iterator[InProcessGrid]:
     """Flower's relay app in front of sockets, over a grid."""
     with ExitStack() as stack:
-        remotes = [RemoteAgent(socket, seconds=20) for socket in sockets]
+        remotes = [RemoteAgent(socket) for socket in sockets]
         for remote in remotes:
             stack.callback(remote.close)
 
