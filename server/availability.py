@@ -25,7 +25,8 @@ COUNT_SECONDS = 0.5  # between two notes of how many devices have answered
 
 
 class Availability:
-    """Which member answers at which node. Each node is asked once, and again while it is not ready.
+    """Which member answers at which node. Each node is asked once, and again while it is not ready, and after
+    a change of the member list: who knows another one is sent it, and is ready once it goes by the same.
 
     run: as it is now; only who belongs to it is called.
     """
@@ -34,6 +35,8 @@ class Availability:
         self.run = run
         self._grid = grid
         self._known: dict[int, int] = {}  # node -> member
+        self._goes_by: dict[int, bytes] = {}  # node -> digest of its member list
+        self._refused: dict[int, bytes] = {}  # node -> digest of the member list that it would not take
         self._unready: dict[int, int] = {}  # node -> member, of those that answered so
         self._silent: frozenset[int] = frozenset()  # nodes that gave no answer
 
@@ -44,6 +47,7 @@ class Availability:
         """
         if anew:
             self._known.clear()
+            self._refused.clear()
         end, pause = time.monotonic() + self.run.patience, FIRST_PAUSE
         wanted = self.run.cohort if self.run.members is None else min(self.run.cohort, self.run.members)
         said: Waiting | None = None
@@ -84,8 +88,12 @@ class Availability:
 
     def poll(self) -> dict[int, int]:
         """Member number -> node, of all that are connected and ready."""
-        present = set(self._grid.get_node_ids())
-        self._known = {node: member for node, member in self._known.items() if node in present}
+        present, current = set(self._grid.get_node_ids()), self.run.list_digest
+        self._known = {
+            node: member
+            for node, member in self._known.items()
+            if node in present and self._goes_by[node] == current
+        }
         asked = present - set(self._known)
         self._unready = {}
         self.announce_settled(sorted(asked), GREETING_SECONDS)
@@ -96,21 +104,36 @@ class Availability:
         """Report the finished rounds to `nodes`, so that they commit what they staged; note who is ready.
 
         Waits no longer than `seconds` for the next answer, and than a deadline of the run's: a node may be
-        gone and not yet known to be.
+        gone and not yet known to be. Who knows another member list is greeted again, with this one.
         """
-        hello = encode(Hello(self.run.id, finished_rounds(self.run.journal)))
-        run = self.run
+        behind = self._greet(nodes, seconds)
+        if behind:
+            self._greet(behind, seconds, self.run.membership)
+
+    def _greet(self, nodes: Iterable[int], seconds: float, membership: bytes = b"") -> list[int]:
+        """Greet `nodes`, with a member list or without, and note who is ready; -> those that go by another
+        list and have not refused this one."""
+        run, current = self.run, self.run.list_digest
+        hello = encode(Hello(run.id, finished_rounds(run.journal), membership))
         wire = exchange_of(run.config.federation, self._grid, STATUS, in_turn=run.in_turn, silence=seconds)
         ready: dict[int, int] = {}  # member -> node
+        behind = []
         for node, payload in wire(STATUS, dict.fromkeys(nodes, hello)).items():
             try:
                 status = decode(payload, Status)
             except ProtocolError:
+                if membership:
+                    self._refused[node] = current
                 continue
-            if status.ready:
+            if status.ready and status.list_digest == current:
+                self._goes_by[node] = current
                 self._known[node] = status.member
+                self._unready.pop(node, None)
                 ready[status.member] = node
             else:
                 self._unready[node] = status.member
+            if status.list_digest != current and self._refused.get(node) != current:
+                behind.append(node)
         with suppress(JournalError):  # only shown
-            self.run.journal.seen(ready)
+            run.journal.seen(ready)
+        return behind

@@ -252,7 +252,7 @@ def _announce(run: ServerRun, task: RoundPlan, attempt: int, shared: ServerState
         base=run.model_signature.digest,
         plan=task.plan.encode(),
         finished=finished_rounds(run.journal),
-        membership=run.membership,
+        list_digest=run.list_digest,
         manifest=run.manifest,
         factors=np.ascontiguousarray(factors, dtype="<f4").tobytes(),
     )

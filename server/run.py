@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from penchant.common.config import Phase, Plan, RunConfig
 from penchant.common.errors import ConfigError
+from penchant.common.membership.identity import list_digest
 from penchant.common.model.factors import Split
 from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.update_vector import UpdateLayout
@@ -71,6 +72,11 @@ class ServerRun:
     members: int | None = None
     manifest: bytes = b""
     latest: Callable[[ServerRun], ServerRun] = field(default=lambda run: run)
+
+    @property
+    def list_digest(self) -> bytes:
+        """32 bytes: of the member list that the next round goes by."""
+        return list_digest(self.membership)
 
     @property
     def last(self) -> int:

@@ -42,6 +42,7 @@ from penchant.common.errors import (
     AgreementError,
     BaseModelError,
     DeviceError,
+    MembershipError,
     PenchantError,
     PolicyRefusal,
     StageError,
@@ -232,8 +233,8 @@ class Agent:
     def _permit(self, stage: str, *, before: bool) -> None:
         """PolicyRefusal when the owner has left, or has paused the device, or its hours are over.
 
-        Before an announcement only the first counts: its member list is taken over in any case, and
-        the check of the task asks the policy. Readiness is answered in a pause as well: no.
+        Before an announcement only the first counts: the check of the task asks the policy. Readiness is
+        answered in a pause as well: no.
         """
         current = self._owner.identity()
         if current is None:
@@ -251,6 +252,10 @@ class Agent:
     def _status(self, payload: bytes) -> bytes:
         hello = decode(payload, Hello)
         self._vault.settle(hello.run, [(f.round, f.attempt) for f in hello.finished])
+        try:
+            self._update_members(hello.membership)
+        except PenchantError as error:
+            raise _NotAdmittedError(error) from None
         run, number = self._place
         if hello.run == run and any(f.round >= number for f in hello.finished):
             self._open_attempts.drop()  # that round is over: its secrets are of no use to anybody good
@@ -260,7 +265,8 @@ class Agent:
         room = self._vault.ledger.has_room(hello.run, policy.limits(), day_of(self._clock()))
         times = min(self._times(hello.run), policy.sums_a_run)
         room = room and self._vault.privacy.ready(hello.run, budget_of(policy), times)
-        return encode(Status(room and policy.ready(datetime.now()), self._identity.member))
+        ready = room and policy.ready(datetime.now())
+        return encode(Status(ready, self._identity.member, self._membership.digest))
 
     def _keys(self, payload: bytes) -> bytes:
         try:
@@ -351,14 +357,15 @@ class Agent:
     def _admitted(self, payload: bytes) -> tuple[Announce, Plan, OwnerPolicy, Entered]:
         """An announcement that the owner allows and the authority has signed, and what counts its attempt.
 
-        For any other nothing is loaded, ended or begun: it costs the check of a signature, and of another one
-        where a member list comes along, which once seen is known, whatever comes of the round.
+        For any other nothing is loaded, ended or begun: it costs the check of a signature.
         """
         announce = decode(payload, Announce)
-        self._update_members(announce.membership)
-        known = self._membership.encoded
-        if announce.membership == known:  # one copy of it is enough, however long the attempt stays open
-            announce = replace(announce, membership=known)
+        if announce.list_digest != self._membership.digest:
+            raise MembershipError(
+                f"the round goes by another member list than list {self._membership.number}, which is known "
+                "here; the server's next greeting brings the newest"
+            )
+        self._membership.refuse_stale(self._now())
         plan, policy = self._allowed(announce)
         trusted, now = self._membership.authority, self._clock()
         count = admit(announce, plan, policy, self._vault.ledger, trusted, now, self._verify)
@@ -410,7 +417,8 @@ class Agent:
         return known[2]
 
     def _update_members(self, encoded: bytes) -> None:
-        """Take over the list that came with an announcement, durably, or refuse the announcement."""
+        """Take over the list that came with a greeting, if any, durably; MembershipError for one that is not
+        newer, not the authority's, or not valid now."""
         accepted = self._membership.accept(encoded, self._now()) if encoded else self._membership
         if accepted is not self._membership:
             self._known_list.keep(encoded)

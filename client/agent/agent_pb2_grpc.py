@@ -71,9 +71,10 @@ class AgentServicer(object):
 
     def Status(self, request, context):
         """Would the device take part now? Answered at any time; what a round staged is committed or dropped here.
-        Hello     run: 16 bytes; finished: (round, attempt) of up to 4,096 rounds that stand.
+        Hello     run: 16 bytes; finished: (round, attempt) of up to 4,096 rounds that stand; membership: a signed
+        member list for a device that knows another one, or empty.
         -> Status ready: the owner's policy allows a round now and there are choices to learn from;
-        member: the device's number in its fleet.
+        member: the device's number in its fleet; list_digest: of the newest member list that it knows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,8 +85,9 @@ class AgentServicer(object):
         Announce  kind: 1 secure aggregation, 2 plain; run: 16 bytes; round, attempt: which is never used twice;
         group: most devices in one group; ring: bits of a ring element, 32 or 64; words: ring elements in
         a vector; base: SHA-256 of the base model; plan: the run's configuration, canonical JSON,
-        at most 64 KiB; finished: as in Hello; membership: a signed member list, or empty: the one that
-        the device has; factors: shared factors, float32 little endian, at most 256 MiB.
+        at most 64 KiB; finished: as in Hello; list_digest: of the member list that the round goes by;
+        manifest: what the run may ask, signed by the authority; factors: shared factors, float32 little
+        endian, at most 256 MiB.
         -> Entry  certificate: member, public_key, signature of the authority; context: digest of all of Announce;
         mask_key, channel_key: fresh X25519 keys; commitment: to the self-mask seed;
         signature: Ed25519 over all of it.

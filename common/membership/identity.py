@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -38,7 +39,16 @@ from penchant.common.storage import replace_erasing, write_private
 from penchant.common.wire.codec import U32, U64, Exactly, Many, decode_record, encode_record
 from penchant.common.wire.messages import Certificate, PublicKey, Signature
 
-__all__ = ["Authority", "Certificate", "Identity", "Member", "MemberList", "Membership", "authority_digest"]
+__all__ = [
+    "Authority",
+    "Certificate",
+    "Identity",
+    "Member",
+    "MemberList",
+    "Membership",
+    "authority_digest",
+    "list_digest",
+]
 
 MAX_MEMBERS: Final = 100_000
 _PURPOSE: Final = "authority"
@@ -49,6 +59,12 @@ CLOCK_SKEW: Final = 300  # seconds by which a device's clock may be behind the a
 def authority_digest(public_key: bytes) -> bytes:
     """The 32-byte digest of an authority's public key, as join tokens hold it."""
     return hashlib.sha256(domain("authority", public_key)).digest()
+
+
+@lru_cache(maxsize=4)
+def list_digest(encoded: bytes) -> bytes:
+    """The 32-byte digest of a published member list, signature included, or of none where it is empty."""
+    return hashlib.sha256(domain("member list", encoded)).digest()
 
 
 # --- what the authority signs ---------------------------------------------------------------------
@@ -289,6 +305,11 @@ class Membership:
     def number(self) -> int:
         """The number of the latest list, 0 before the first."""
         return self.current.number if self.current else 0
+
+    @property
+    def digest(self) -> bytes:
+        """As `list_digest`, of the latest list."""
+        return list_digest(self.encoded)
 
     def accept(self, encoded: bytes, now: int) -> Membership:
         """Take over a published list.

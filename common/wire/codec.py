@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 MAGIC: Final = b"PEN"
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 _HEADER: Final = struct.Struct(">3sBB")
 
 Buffer = bytes | memoryview

@@ -143,15 +143,17 @@ class Hello:
 
     run: RunId
     finished: FinishedRounds
+    membership: Annotated[bytes, AtMost(MAX_MEMBERSHIP)] = b""  # a signed member list, where yours is another
 
 
 @message(3)
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Whether the device would take part now, and under which member number."""
+    """Whether the device would take part now, under which member number, and by which member list."""
 
     ready: bool
     member: U64
+    list_digest: Digest  # of the newest member list that the device knows
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ class Announce:
     base: Digest  # of the base model
     plan: Annotated[bytes, AtMost(MAX_PLAN)]  # canonical encoding of the plan
     finished: FinishedRounds
-    membership: Annotated[bytes, AtMost(MAX_MEMBERSHIP)]  # a signed member list, or empty: use yours
+    list_digest: Digest  # of the member list that the round goes by
     manifest: Annotated[bytes, AtMost(MAX_MANIFEST)]  # of the run, signed by the authority
     factors: Annotated[bytes, AtMost(MAX_FACTORS)] = field(repr=False)  # shared factors, float32 LE
 

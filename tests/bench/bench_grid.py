@@ -22,6 +22,7 @@ from flwr.app import Context
 
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.common.config import RunConfig
+from penchant.common.membership.identity import list_digest
 from penchant.common.model.factors import AdaptedModule
 from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.transcript import context_digest
@@ -73,7 +74,7 @@ def trivial(vector: bytes) -> Callable[[Context], Answer]:
     def answer_of(context: Context) -> Answer:
         def answer(stage: str, payload: bytes) -> bytes:
             if stage == "status":
-                return encode(Status(True, int(context.node_config["partition-id"]) + 1))
+                return encode(Status(True, int(context.node_config["partition-id"]) + 1, list_digest(b"")))
             if stage == "keys":
                 return encode(Ready(context_digest(decode(payload, Announce))))
             return encode(Plain(vector))

@@ -83,7 +83,7 @@ def check_unharmed(scene: FleetScene, i: int) -> None:
     assert kept[0] == 0
     assert (kept[1] == SOME_FACTOR).all()
     assert not scene.is_open(i)
-    assert scene.greet(i, [(0, 0)]) == Status(True, i + 1)
+    assert scene.greet(i, [(0, 0)]) == Status(True, i + 1, scene.members.digest)
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def check_unharmed(scene: FleetScene, i: int) -> None:
 
 def test_a_device_answers_each_stage_with_the_one_message_that_belongs_there(scenes: Scenes) -> None:
     scene = scenes()
-    assert scene.greet(0, []) == Status(ready=True, member=1)
+    assert scene.greet(0, []) == Status(ready=True, member=1, list_digest=scene.members.digest)
     scene.play_to("unmask").finish("unmask")
     for stage, kind in ANSWERS.items():
         assert decode(scene.sent[stage][0], kind)
@@ -439,17 +439,6 @@ def test_an_announcement_is_decoded_and_checked_once_in_a_round(scenes: Scenes, 
     assert work.done == {}
 
 
-def test_devices_of_one_process_hold_one_copy_of_the_list_that_comes_with_an_announcement(
-    scenes: Scenes,
-) -> None:
-    scene = scenes()
-    announce = encode(scene.announce(membership=scene.members.encoded))
-    for i in range(4):
-        scene.tell("keys", i, announce)
-    held = [scene.open_attempts[i].take()[0].membership for i in range(4)]
-    assert {id(encoded) for encoded in held} == {id(scene.members.encoded)}
-
-
 def test_devices_of_one_process_share_what_a_plan_makes_of_the_model(scenes: Scenes) -> None:
     scene = scenes().play_to("masked")
     tasks = [vars(agent)["_task"] for agent in scene.agents]
@@ -584,9 +573,9 @@ def test_the_role_is_made_once_for_a_member_list_and_a_policy(scenes: Scenes) ->
     policy[0] = replace(policy[0], max_message_mb=1)  # what it has no part in
     scene.ask("keys", 0, scene.announce(number=3))
     assert [conditions.min_honest for _, conditions in made] == [1, 2]
-    assert isinstance(
-        scene.ask("keys", 0, scene.announce(number=4, membership=membership(4, 2).encoded)), Entry
-    )
+    newer = membership(4, 2)
+    assert scene.offer(0, newer.encoded) == Status(True, 1, newer.digest)
+    assert isinstance(scene.ask("keys", 0, scene.announce(number=4, list_digest=newer.digest)), Entry)
     assert [members.number for members, _ in made] == [1, 1, 2]
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from support.fleet_scene import STAGES, FleetScene
-from support.scene import NOW, authority, identity, membership
+from support.scene import NOW, VERIFY, authority, identity, membership
 
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.model_cache import ModelCache
+from penchant.client.secagg import Participant
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan, RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
@@ -41,6 +42,7 @@ from penchant.common.wire.messages import (
     Masked,
     Roster,
     Shares,
+    Status,
     Survivors,
     Unmasking,
 )
@@ -163,7 +165,9 @@ def other_finished(scene: FleetScene) -> Announce:
 
 
 def other_list(scene: FleetScene) -> Announce:
-    return scene.announce(membership=membership(N, 2).encoded)
+    newer = membership(N, 2)
+    scene.offer(VICTIM, newer.encoded)
+    return scene.announce(list_digest=newer.digest)
 
 
 @pytest.mark.parametrize("special", [other_factors, other_rate, other_clip, other_finished, other_list])
@@ -585,47 +589,71 @@ def test_an_old_stale_or_unsigned_member_list_is_refused(
 ) -> None:
     scene = scenes()
     newest = membership(N, 3)
-    assert isinstance(announced(scene, membership=newest.encoded), Entry)
-    hostile = scene.announce(attempt=2, membership=offered())
-    turned_away(scene, scene.ask("keys", VICTIM, hostile), AbortCode.MEMBERSHIP, reason)
-    assert isinstance(announced(scene, attempt=3, membership=newest.encoded), Entry)
+    known = Status(True, VICTIM + 1, newest.digest)
+    assert scene.offer(VICTIM, newest.encoded) == known
+    assert isinstance(announced(scene, list_digest=newest.digest), Entry)
+    turned_away(scene, scene.offer(VICTIM, offered()), AbortCode.MEMBERSHIP, reason)
+    assert scene.offer(VICTIM, b"") == known
+    assert isinstance(announced(scene, attempt=2, list_digest=newest.digest), Entry)
 
 
-def test_a_device_without_a_valid_list_joins_nothing(scenes: Scenes) -> None:
+@pytest.mark.parametrize("digest", [membership(N, 1).digest, membership(N, 3).digest, bytes(32)])
+def test_a_round_by_another_member_list_than_the_device_s_is_refused(scenes: Scenes, digest: bytes) -> None:
+    """An older one, a newer one that it has not seen, and none."""
     scene = scenes()
+    known = membership(N, 2)
+    scene.offer(VICTIM, known.encoded)
+    assert isinstance(announced(scene, list_digest=known.digest), Entry)
+    hostile = scene.announce(attempt=2, list_digest=digest)
+    reply = scene.ask("keys", VICTIM, hostile)
+    turned_away(scene, reply, AbortCode.MEMBERSHIP, "another member list than list 2")
+
+
+def test_a_paused_device_takes_over_a_newer_list(scenes: Scenes) -> None:
+    scene = scenes()
+    newer = membership(N, 2)
+    scene.restart(VICTIM, policy=replace(scene.policy, paused=True))
+    assert scene.offer(VICTIM, newer.encoded) == Status(False, VICTIM + 1, newer.digest)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_device_without_a_valid_list_joins_nothing(scenes: Scenes, kind: Kind) -> None:
+    scene = scenes(policy={"allow_unmasked": True})
     scene.now = NOW + 10_000
-    refused(scene, announced(scene), AbortCode.MEMBERSHIP, "past its date")
+    refused(scene, announced(scene, kind=kind), AbortCode.MEMBERSHIP, "past its date")
 
 
 def test_a_device_restarted_with_an_older_list_keeps_the_newest_it_saw(scenes: Scenes) -> None:
     scene = scenes()
-    assert isinstance(announced(scene, membership=membership(N, 3).encoded), Entry)
+    assert isinstance(scene.offer(VICTIM, membership(N, 3).encoded), Status)
     scene.restart(VICTIM)  # its files at hand hold list 1
-    hostile = scene.announce(attempt=2, membership=membership(N, 2).encoded)
-    refused(scene, scene.ask("keys", VICTIM, hostile), AbortCode.MEMBERSHIP, "list 3 is known")
+    assert scene.offer(VICTIM, membership(N, 2).encoded) == Abort(AbortCode.MEMBERSHIP)
+    assert "list 3 is known" in scene.reason(VICTIM)[2]
 
 
 def test_a_list_given_at_a_start_is_not_forgotten_by_the_next(scenes: Scenes) -> None:
     scene = scenes()
     scene.restart(VICTIM, membership=membership(N, 3))
     scene.restart(VICTIM, membership=membership(N, 1))
-    hostile = scene.announce(membership=membership(N, 2).encoded)
-    refused(scene, scene.ask("keys", VICTIM, hostile), AbortCode.MEMBERSHIP, "list 3 is known")
+    assert scene.offer(VICTIM, membership(N, 2).encoded) == Abort(AbortCode.MEMBERSHIP)
+    assert "list 3 is known" in scene.reason(VICTIM)[2]
     scene.restart(VICTIM, membership=membership(N, 5))
-    hostile = scene.announce(membership=membership(N, 4).encoded)
-    refused(scene, scene.ask("keys", VICTIM, hostile), AbortCode.MEMBERSHIP, "list 5 is known")
+    assert scene.offer(VICTIM, membership(N, 4).encoded) == Abort(AbortCode.MEMBERSHIP)
+    assert "list 5 is known" in scene.reason(VICTIM)[2]
 
 
-def test_a_list_that_came_with_a_refused_announcement_is_known_all_the_same(scenes: Scenes) -> None:
-    """List 3 revokes the peer; the device may not be led back to list 2 by a round that it refuses."""
+def test_whom_the_newest_list_revokes_is_refused_in_a_roster(scenes: Scenes) -> None:
+    """Its own agent would not make such an entry any more; its owner may."""
     scene = scenes()
-    revoking = membership(N, 3, revoked=(1,)).encoded
-    refused(scene, announced(scene, membership=revoking, base=bytes(32)), AbortCode.CONFIGURATION)
-    scene.restart(VICTIM)
-    hostile = scene.announce(attempt=2, membership=membership(N, 2).encoded)
-    refused(scene, scene.ask("keys", VICTIM, hostile), AbortCode.MEMBERSHIP, "list 3 is known")
-    entries = [scene.ask("keys", i, scene.announce(attempt=3)) for i in range(N)]
-    reply = scene.ask("shares", VICTIM, Roster(tuple(entries)))
+    newer = membership(N, 2, revoked=(1,))
+    for i in range(N):
+        scene.offer(i, newer.encoded)
+    announce = scene.announce(list_digest=newer.digest)
+    first, *entries = [scene.ask("keys", i, announce) for i in range(N)]
+    assert first == Abort(AbortCode.MEMBERSHIP)
+    its_owner = Participant(identity(1), scene.members, scene.policy.secagg(), VERIFY)
+    _, made = its_owner.begin(announce, SeededEntropy(b"revoked", ""), NOW)
+    reply = scene.ask("shares", VICTIM, Roster((decode(made, Entry), *entries)))
     refused(scene, reply, AbortCode.MEMBERSHIP, "member 1 is revoked")
 
 

@@ -152,7 +152,7 @@ def test_the_header() -> None:
     assert data == MAGIC + bytes([PROTOCOL_VERSION, 1, AbortCode.POLICY])
     with pytest.raises(CodecError, match="not a penchant message"):
         decode(b"XXX" + data[3:], Abort)
-    with pytest.raises(CodecError, match="protocol version 9, here it is 2"):
+    with pytest.raises(CodecError, match="protocol version 9, here it is 3"):
         decode(data[:3] + b"\x09" + data[4:], Abort)
     with pytest.raises(CodecError, match="unknown message tag 250"):
         decode(data[:4] + b"\xfa" + data[5:], Abort)
@@ -239,7 +239,7 @@ def test_the_fuzzer_would_notice_a_loose_codec(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_smallest_messages_are_as_small_as_they_say() -> None:
-    assert len(encode(Hello(bytes(16), ()))) == 5 + 16 + 4
+    assert len(encode(Hello(bytes(16), ()))) == 5 + 16 + 4 + 4
     assert len(encode(Shares(()))) == 9
     certificate, key = messages.Certificate(1, bytes(32), bytes(64)), bytes(32)
     assert len(encode(Entry(certificate, key, key, key, key, bytes(64)))) == 301

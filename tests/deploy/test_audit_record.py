@@ -349,7 +349,7 @@ def test_a_reply_that_comes_too_late_is_on_record(tmp_path: Path) -> None:
 
     def slow(stage: str, payload: bytes) -> bytes:
         gate.wait(30)
-        return encode(Status(True, 7))
+        return encode(Status(True, 7, bytes(32)))
 
     with MessageRecorder(tmp_path) as wire:
         grid = InProcessGrid(build_app(lambda context: slow), 1, workers=1, recorder=wire.record)
@@ -423,7 +423,7 @@ def test_a_message_is_described_field_by_field(tmp_path: Path) -> None:
         wire.record(5, reply_of(pack(encode(Masked(bytes(64), bytes(20))))))
         wire.record(5, reply_of(pack(encode(Abort(AbortCode.POLICY))), "status", "status"))
         wire.record(5, reply_of(pack(b"PEN\x01\xffwhat is this")))
-        wire.record(5, reply_of(pack(encode(Status(True, 1)) + b"left over")))
+        wire.record(5, reply_of(pack(encode(Status(True, 1, bytes(32))) + b"left over")))
         wire.record(5, reply_of(RecordDict()))
         wire.record(5, reply_of(pack(encode(Plain(bytes(8)))), "shares"))
     masked, abort, unknown, longer, empty, misplaced = read_wire(tmp_path)
@@ -442,10 +442,10 @@ def test_a_message_is_described_field_by_field(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("process")
 def test_bytes_are_kept_only_where_asked_for(tmp_path: Path) -> None:
     with MessageRecorder(tmp_path, whole=True) as wire:
-        wire.record(5, reply_of(pack(encode(Status(True, 1)))))
+        wire.record(5, reply_of(pack(encode(Status(True, 1, bytes(32))))))
     (sent,) = read_wire(tmp_path)
     again = message_from_proto(MessageProto.FromString(sent.message or b""))
-    assert again.content == pack(encode(Status(True, 1)))
+    assert again.content == pack(encode(Status(True, 1, bytes(32))))
     assert sent.framed == len(sent.message or b"")
 
 
@@ -454,7 +454,7 @@ def test_what_is_recorded_is_there_before_the_message_goes_on(tmp_path: Path) ->
     """A run that is killed has lost nothing: another connection sees each message at once."""
     with MessageRecorder(tmp_path) as wire:
         for count in range(1, 4):
-            wire.record(5, reply_of(pack(encode(Status(True, 1)))))
+            wire.record(5, reply_of(pack(encode(Status(True, 1, bytes(32))))))
             assert len(list(read_wire(tmp_path))) == count
     assert [path.name for path in tmp_path.iterdir()] == [WIRE]
 
@@ -463,7 +463,7 @@ def test_what_is_recorded_is_there_before_the_message_goes_on(tmp_path: Path) ->
 def test_a_resumed_run_forgets_the_rounds_that_it_plays_anew(tmp_path: Path) -> None:
     with MessageRecorder(tmp_path) as wire:
         for place in ("status", "1.1", "2.1", "2.2", "10.1"):
-            wire.record(5, reply_of(pack(encode(Status(True, 1))), place=place))
+            wire.record(5, reply_of(pack(encode(Status(True, 1, bytes(32)))), place=place))
     with MessageRecorder(tmp_path) as wire:
         wire.rewind(1)
     assert [s.place for s in read_wire(tmp_path)] == ["status", "1.1"]

@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.common.config import RunConfig
 from penchant.common.errors import DeviceError, PolicyRefusal
+from penchant.common.membership.identity import list_digest
 from penchant.common.model.factors import AdaptedModule
 from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.stages import STAGES
@@ -150,7 +151,7 @@ def test_a_server_app_federates_over_it(made: Make, tmp_path: Path, clients: int
 
     def answer(index: int, stage: str, payload: bytes) -> bytes:
         if stage == "status":
-            return encode(Status(True, index + 1))
+            return encode(Status(True, index + 1, list_digest(b"")))
         if stage == "masked":
             return encode(Plain(bytes(lengths[index])))
         announce = decode(payload, Announce)

@@ -497,7 +497,7 @@ def provoked(scene: FleetScene) -> Iterator[tuple[str, bytes]]:
         {"plan": scene.plan(model__base_model="elsewhere")},
         {"plan": scene.plan(training__refit_epochs=1001)},
         {"plan": scene.plan(adapter__target_modules=["nowhere"])},
-        {"membership": b"none"},
+        {"list_digest": bytes(32)},
         {"round": 0, "attempt": 0},
     ):
         yield "keys", encode(replace(honest, **changes))  # type: ignore[arg-type]

@@ -19,11 +19,12 @@ from support.fake_grid import FakeClock, FakeGrid, Late
 
 from penchant.common.config import Plan, RunConfig
 from penchant.common.errors import JournalError, NotUnmasked, RoundFailed, TooFewDevices, TooManyDropouts
+from penchant.common.membership.identity import list_digest
 from penchant.common.model.factors import AdaptedModule
 from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.update_vector import BINS, Contribution, UpdateLayout
 from penchant.common.wire.codec import decode, encode
-from penchant.common.wire.messages import Announce, Finished, Hello, Kind, Status
+from penchant.common.wire.messages import Abort, AbortCode, Announce, Finished, Hello, Kind, Status
 from penchant.server import availability
 from penchant.server.availability import Availability
 from penchant.server.cohort import sample_cohort
@@ -36,6 +37,8 @@ from penchant.server.waiting import Waiting
 
 MODEL_SIGNATURE = ModelSignature((AdaptedModule("block.dense", 3, 4),), 3, bytes(range(32)))
 RUN = bytes(16)
+LIST, NEWER = b"a list", b"a newer list"
+LIST_DIGEST = list_digest(LIST)
 FIRST = 2**63  # node ids fill 64 bits: node FIRST + m is member m's
 
 
@@ -50,6 +53,9 @@ class Device:
     silent: set[str] = field(default_factory=set)  # stages in which it says nothing
     told: list[tuple[tuple[int, int], ...]] = field(default_factory=list)  # finished rounds, at each greeting
     announced: list[Announce] = field(default_factory=list)
+    list_digest: bytes = LIST_DIGEST
+    lists: list[bytes] = field(default_factory=list)  # member lists, at each greeting
+    takes_lists: bool = True
 
     def update(self, round: int, size: int) -> np.ndarray:
         return np.full(size, self.value * (1 + round / 100), np.float32)
@@ -59,7 +65,12 @@ class Device:
             return None
         if stage == "status":
             self.told.append(tuple((f.round, f.attempt) for f in decode(payload, Hello).finished))
-            return encode(Status(self.ready, self.member))
+            self.lists.append(decode(payload, Hello).membership)
+            if self.lists[-1] and self.takes_lists:
+                self.list_digest = list_digest(self.lists[-1])
+            elif self.lists[-1]:
+                return encode(Abort(AbortCode.MEMBERSHIP))
+            return encode(Status(self.ready, self.member, self.list_digest))
         if stage == "keys":
             self.announced.append(decode(payload, Announce))
         return self._vector() if stage == "masked" else b"well"
@@ -159,7 +170,7 @@ class World:
             model_signature=MODEL_SIGNATURE,
             cohort=self.config.federation.cohort,
             aggregation=self.adding,
-            membership=b"a list",
+            membership=LIST,
             journal=self.journal,
             observe=self.observed.append,
         )
@@ -240,10 +251,10 @@ def test_a_run_is_its_rounds_and_a_closing_one(world: Callable[..., World]) -> N
 def test_a_round_is_told_apart_by_what_it_announces(world: Callable[..., World]) -> None:
     scene = world(seed=9).federate()
     first, second, closing = scene.devices[1].announced
-    assert (first.run, first.base, first.membership, first.kind) == (
+    assert (first.run, first.base, first.list_digest, first.kind) == (
         RUN,
         MODEL_SIGNATURE.digest,
-        b"a list",
+        LIST_DIGEST,
         Kind.SECAGG,
     )
     assert [(a.round, a.attempt) for a in (first, second, closing)] == [(1, 1), (2, 1), (3, 1)]
@@ -388,6 +399,54 @@ def test_who_comes_later_takes_part_from_then_on(world: Callable[..., World]) ->
     scene.federate()
     assert [members for _, _, members in scene.adding.asked] == [(1, 2, 3), (1, 2, 3, 4)]
     assert scene.devices[4].told == [((1, 1),), ((1, 1), (2, 1))]
+
+
+def test_the_member_list_goes_to_those_that_know_another_one_and_once(world: Callable[..., World]) -> None:
+    scene = world(4, federation__cohort=4)
+    behind = scene.devices[2]
+    behind.list_digest = list_digest(b"an older list")
+    scene.federate()
+    assert behind.lists == [b"", LIST, b""]  # the last greeting is the end's
+    assert all(device.lists == [b"", b""] for device in scene.devices.values() if device is not behind)
+    assert {announce.list_digest for announce in behind.announced} == {LIST_DIGEST}
+    assert [members for _, _, members in scene.adding.asked] == [(1, 2, 3, 4)] * 3
+
+
+def test_a_newer_list_reaches_everybody_before_the_next_round(world: Callable[..., World]) -> None:
+    scene = world(federation__rounds=2)
+    scene.run = replace(
+        scene.run,
+        latest=lambda run: replace(run, membership=NEWER) if run.journal.settled() == 1 else run,
+    )
+    scene.federate()
+    for device in scene.devices.values():
+        assert device.lists == [b"", b"", NEWER, b""]
+        assert [a.list_digest for a in device.announced] == [LIST_DIGEST, *[list_digest(NEWER)] * 2]
+
+
+def test_who_refuses_the_list_takes_no_part_and_is_offered_it_again_for_another_attempt_only(
+    world: Callable[..., World],
+) -> None:
+    scene = world(4, federation__cohort=3, federation__rounds=2)
+    ahead = scene.devices[4]
+    ahead.list_digest, ahead.takes_lists = list_digest(NEWER), False
+    scene.adding.fails[(2, 1, "masked")] = TooManyDropouts("bad luck")
+    scene.federate()
+    assert ahead.announced == []
+    # rounds 1 and 2, the second attempt, the closing round, the end
+    assert ahead.lists == [b"", LIST, b"", b"", LIST, b"", b""]
+    assert [row.state for row in scene.journal.rows()] == ["finished", "failed", "finished", "finished"]
+
+
+def test_a_device_that_is_given_the_list_and_is_not_ready_is_greeted_without_it_from_then_on(
+    world: Callable[..., World],
+) -> None:
+    scene = world(4, federation__cohort=3, federation__rounds=1)
+    shy = scene.devices[4]
+    shy.ready, shy.list_digest = False, list_digest(b"an older list")
+    scene.federate()
+    assert shy.lists == [b"", LIST, b"", b""]
+    assert shy.announced == []
 
 
 def test_who_was_away_is_greeted_anew(world: Callable[..., World]) -> None:

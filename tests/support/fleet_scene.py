@@ -362,7 +362,7 @@ class FleetScene:
             base=planned.model_signature.digest,
             plan=chosen.encode(),
             finished=tuple(Finished(r, 1) for r in range(1, number)),
-            membership=b"",
+            list_digest=self.members.digest,
             manifest=self.manifest(
                 chosen,
                 changes.get("base", planned.model_signature.digest),
@@ -412,6 +412,10 @@ class FleetScene:
         return decode(
             self.tell("status", i, encode(Hello(RUN, tuple(Finished(*f) for f in finished)))), Status
         )
+
+    def offer(self, i: int, membership: bytes) -> Any:
+        """Offer a device a member list; its reply."""
+        return decode_any(self.tell("status", i, encode(Hello(RUN, (), membership))), (Status, Abort))
 
     def reason(self, i: int) -> tuple[str, str, str]:
         """Why the device refused last."""

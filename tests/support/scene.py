@@ -104,7 +104,7 @@ def announcement(n: int, *, ring: int = 32, words: int = 3, **changes: Any) -> A
         bytes(32),
         b"{}",
         (),
-        b"",
+        bytes(32),
         b"",
         np.zeros(2, "<f4").tobytes(),
     )

@@ -52,7 +52,7 @@ def bad_messages() -> None:
     survivors = encode(m.Survivors((0, 1), (0,)))
     masked = encode(m.Masked(bytes(64), b"abcd"))
     announce = encode(Scene(3).announce)
-    status = encode(m.Status(True, 1))
+    status = encode(m.Status(True, 1, bytes(32)))
     roster = encode(m.Roster(()))
     rows = [
         ("empty", "Abort", b"", "CodecError", "too short"),
@@ -60,7 +60,8 @@ def bad_messages() -> None:
         ("other magic", "Abort", b"PEM" + abort[3:], "CodecError", "not a penchant message"),
         ("version 0", "Abort", abort[:3] + b"\0" + abort[4:], "CodecError", "protocol version 0"),
         ("version 1", "Abort", abort[:3] + b"\1" + abort[4:], "CodecError", "protocol version 1"),
-        ("version 3", "Abort", abort[:3] + b"\3" + abort[4:], "CodecError", "protocol version 3"),
+        ("version 2", "Abort", abort[:3] + b"\2" + abort[4:], "CodecError", "protocol version 2"),
+        ("version 4", "Abort", abort[:3] + b"\4" + abort[4:], "CodecError", "protocol version 4"),
         ("unknown tag", "Abort", abort[:4] + b"\xc8" + abort[5:], "CodecError", "unknown message tag 200"),
         ("another message", "Roster", survivors, "StageError", "Survivors where Roster belongs"),
         ("leftover", "Abort", abort + b"\0", "CodecError", "1 bytes left over"),
