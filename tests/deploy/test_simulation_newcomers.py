@@ -154,7 +154,7 @@ def test_where_the_fleet_learned_its_spread_that_is_a_newcomers_prior(base, tmp_
     place = [spec.name for spec in planned.split.shared.specs].index("mixed.spread")
     place = sum(spec.size for spec in planned.split.shared.specs[:place])
     moved = []
-    for spread, deviation in ((-2.0, 0.3 * np.exp(-2)), (0.0, 0.3), (1e3, 6.0)):
+    for spread, deviation in ((-1.0, 0.3 * np.exp(-1)), (0.0, 0.3), (1e3, 6.0)):
         factors[place] = spread
         _, posterior = posterior_of(planned, factors, world.newcomers[0].train)
         assert posterior.prior.variance == pytest.approx(np.full(planned.split.personal.size, deviation**2))
