@@ -41,7 +41,7 @@ class AskedPrompt:
         prompt: as the owner wrote it.
         spoken: the prompt in the form in which the model was trained.
         rows: the best first.
-        picked: the place of the response that the owner would rather have had than the first; None before.
+        picked: the place of the response that the owner took; None before.
         is_new: whether that choice was not recorded before.
     """
 
@@ -53,8 +53,14 @@ class AskedPrompt:
     is_new: bool = False
 
     def preference(self, place: int) -> Preference:
-        """That the owner would rather have the response at a place than the first."""
-        return Preference(self.spoken, self.rows[place].ranked.response, self.rows[0].ranked.response)
+        """What taking the response at a place says: rather it than the first, or rather the first than the
+        second.
+
+        Taking the first counts as well: choices that only ever contradict the model hold all that was picked
+        by mistake, and little of what the model has learned.
+        """
+        other = self.rows[1 if place == 0 else 0]
+        return Preference(self.spoken, self.rows[place].ranked.response, other.ranked.response)
 
 
 class AskDesk:
@@ -115,11 +121,12 @@ class AskDesk:
             return self._latest
 
     def pick(self, mark: str, place: int) -> bool:
-        """Record that the owner would rather have the response at a place than the first; False where that
-        is not to be had any more, or one was taken already. DeviceError when the disk refuses."""
+        """Record what it says that the owner takes the response at a place, see `AskedPrompt.preference`;
+        False where that is not to be had any more, or one was taken already. DeviceError when the disk
+        refuses."""
 
         def picked(asked: AskedPrompt) -> AskedPrompt | None:
-            if asked.picked is not None or not 0 < place < len(asked.rows):
+            if asked.picked is not None or len(asked.rows) < 2 or not 0 <= place < len(asked.rows):
                 return None
             added = self._device.record([asked.preference(place)], ASK_SOURCE)
             return replace(asked, picked=place, is_new=added.new == 1)

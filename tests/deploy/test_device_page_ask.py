@@ -127,18 +127,44 @@ def test_picking_another_one_than_the_first_is_a_choice_and_can_be_taken_back(
 ) -> None:
     page = owner.asked(PROMPT)
     first, second = shown(page)[:2]
-    assert page.count("I would rather have had this") == 3  # the first is what the model says already
+    assert page.count("I would rather have had this") == 3
+    assert page.count("This one is right") == 1
     form = {"mark": mark(page), "place": "1"}
     picked = owner.follow("/ask/pick", form)
     assert asked_choices(device) == [Preference(PROMPT, second, first)]
     assert "Recorded: you would rather have response 2 than the first" in picked
     assert "I would rather have had this" not in picked
+    assert "This one is right" not in picked
     assert owner.post("/ask/pick", {**form, "place": "2"}).status_code == 409
     back = owner.follow("/ask/undo", form)
     assert "Taken back." in back
     assert asked_choices(device) == []
     assert owner.post("/ask/undo", form).status_code == 409
     assert shown(back) == shown(page)
+
+
+def test_that_the_first_is_right_is_a_choice_as_well_and_can_be_taken_back(
+    owner: OwnerAtPage, device: Device
+) -> None:
+    page = owner.asked(PROMPT)
+    first, second = shown(page)[:2]
+    form = {"mark": mark(page), "place": "0"}
+    picked = owner.follow("/ask/pick", form)
+    assert asked_choices(device) == [Preference(PROMPT, first, second)]
+    assert "Recorded: you would rather have the first response than the second" in picked
+    assert owner.post("/ask/pick", {**form, "place": "1"}).status_code == 409
+    assert "Taken back." in owner.follow("/ask/undo", form)
+    assert asked_choices(device) == []
+
+
+def test_of_a_single_response_nothing_can_be_picked(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    device = new_device(tmp_path / "device", tiny_model("bert"), motions(24))
+    with opened(device, motions(3), Listed(["The motion."])) as owner:
+        page = owner.asked(PROMPT)
+        assert len(shown(page)) == 1
+        assert "This one is right" not in page
 
 
 def test_taking_back_leaves_what_had_been_recorded_before(owner: OwnerAtPage, device: Device) -> None:
@@ -241,7 +267,8 @@ def test_what_was_asked_before_forgetting_everything_is_no_choice_after_it(
 
 
 @pytest.mark.parametrize(
-    "form", [{}, {"place": "0"}, {"place": "4"}, {"place": "-1"}, {"mark": "x", "place": "1"}]
+    "form",
+    [{}, {"place": ""}, {"place": "4"}, {"place": "-1"}, {"place": "first"}, {"mark": "x", "place": "0"}],
 )
 def test_a_form_of_another_prompt_or_place_records_nothing(
     owner: OwnerAtPage, device: Device, form: dict[str, str]

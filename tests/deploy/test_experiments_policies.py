@@ -75,7 +75,7 @@ def test_all_rows_are_measured_once_and_a_broken_off_run_goes_on(
     assert done == json.loads(kept.read_text("utf-8"))["rows"]
     assert set(done) == {policies.key_of(0.5, 0, row) for row in rows}
     for row, found in done.items():
-        assert {*policies.FIGURES, "seconds"} == found.keys(), row
+        assert {*policies.FIGURES, "seconds", "dtype"} == found.keys(), row
         assert all(0 <= found[name] <= 1 for name in ("accuracy", "teacher", "judge"))
     base = done[policies.key_of(0.5, 0, "base")]
     assert (base["teacher"], base["judge"], base["kl"]) == (0.5, 0.5, 0)
@@ -84,8 +84,16 @@ def test_all_rows_are_measured_once_and_a_broken_off_run_goes_on(
     text = policies.table(done, [0.5], [0, 1])
     assert text.count("\n|") == 2 + len(policies.ROWS)
     assert "| B | – | – | – | – | – | 0 |" in text
+    assert text.startswith("Agreement 0.5, float32:")
     with pytest.raises(SystemExit, match="rows of other sizes"):
         policies.kept_rows(kept, dataclasses.replace(sizes, people=4))
+    halved = dataclasses.replace(sizes, dtype="bfloat16")
+    with pytest.raises(SystemExit, match="seed 0: rows are in float32"):
+        policies.run(tmp_path / "made", kept, halved, [0.5], [0], ("mixed",))
+    with pytest.raises(
+        pytest.fail.Exception, match="measured twice"
+    ):  # other people may be of another format
+        policies.run(tmp_path / "made", kept, halved, [0.5], [1], rows)
 
 
 def test_what_was_written_is_kept_and_the_judge_learns_from_other_choices(
@@ -123,8 +131,10 @@ def test_sizes_are_flags() -> None:
     parser = argparse.ArgumentParser()
     policies.with_sizes(parser)
     assert policies.sizes_of(parser.parse_args([])) == policies.Sizes()
-    found = policies.sizes_of(parser.parse_args(["--people", "5", "--held-out", "3", "--rate", "0.01"]))
-    assert found == dataclasses.replace(policies.Sizes(), people=5, held_out=3, rate=0.01)
+    found = policies.sizes_of(
+        parser.parse_args(["--people", "5", "--held-out", "3", "--rate", "0.01", "--dtype", "float32"])
+    )
+    assert found == dataclasses.replace(policies.Sizes(), people=5, held_out=3, rate=0.01, dtype="float32")
 
 
 # --- gold against proxy -----------------------------------------------------------------------------------
@@ -174,8 +184,12 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("way", ["ask", "active", "random", "offline"])
-def test_devices_take_part_day_by_day(way: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["ask", "corrections", "active", "random", "offline"])
+def test_devices_take_part_day_by_day(
+    way: str, tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = online.settings
+    monkeypatch.setattr(online, "settings", lambda month: usual(month).changed({"model.beside": 1}))
     month = online.Month(
         days=2, choices=3, people=3, shown=3, candidates=4, judged=6, base_model=str(tiny_model("bert"))
     )

@@ -3,10 +3,10 @@
 Made-up owners (policies.py: tastes for length, formality, lists, hedging, sentiment; the texts are those that
 SmolLM2-135M wrote there, kept in DIR) have real devices: each day some choices are recorded, and in the
 evening there is a round, by the devices' own agents and the server's own round, with secure aggregation.
-Four ways to come to choices:
+Five ways to come to choices:
 
-- ask: on the ask page's desk the owner's model ranks four responses to a prompt, and the owner takes another
-  than the first where they like it better; where they don't, nothing is recorded, as on the page.
+- ask: on the ask page's desk the owner's model ranks four responses to a prompt, and the owner picks one.
+- corrections: the same, but where it is the first nothing is recorded, as on the page before 0.3.
 - random: the owner answers which of two responses, drawn at random, they like better.
 - active: the same, of the pairs that would tell most about the owner (`Device.learner`).
 - offline: what `random` has recorded by the end of the month is there before the first round.
@@ -51,7 +51,7 @@ from penchant.deploy.device_page.asking import AskDesk
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.flower.in_process_grid import InProcessGrid
 from penchant.deploy.owner_policy import policy_for
-from penchant.deploy.recipes import recipe
+from penchant.deploy.recipes import recipe, usual_share
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
@@ -62,6 +62,7 @@ FIGURES = HERE.parents[1] / "docs" / "figures"
 MARKS = re.compile(r"(<!-- online -->\n).*?(<!-- end online -->)", re.S)
 LOOKS = {
     "ask": Look("picks on the ask page", "#c2571a", "s"),
+    "corrections": Look("picks of others than the first alone", "#d9a441", "v"),
     "active": Look("answers to the most telling questions", "#1f5fbf", "o"),
     "random": Look("answers to questions at random", "#666666", "^"),
     "offline": Look("all choices of the month from the first day on", "#999999", "", ":"),
@@ -98,22 +99,22 @@ class Owner:
 
     def day(self, way: str) -> None:
         """One day's choices."""
-        if way == "ask":
+        if way in ("ask", "corrections"):
             for _ in range(self._month.choices):
-                self._ask()
+                self._ask(confirms=way == "ask")
         elif way == "active":
             self._answer_most_telling()
         else:
             self.device.record(self._answered(self._pair()) for _ in range(self._month.choices))
 
-    def _ask(self) -> None:
+    def _ask(self, *, confirms: bool) -> None:
         request = self._request()
         texts = self._rng.choice(list(self._likes[request]), self._month.shown, replace=False)
         asked = self._desk.rank(request, [str(text) for text in texts])
         utilities = np.array([self._likes[request][row.text] for row in asked.rows])
         likely = np.exp(utilities - utilities.max())
         liked = int(self._rng.choice(len(utilities), p=likely / likely.sum()))  # Plackett and Luce
-        if liked:
+        if liked or confirms:
             self._desk.pick(asked.mark, liked)
 
     def _answer_most_telling(self) -> None:
@@ -185,18 +186,20 @@ def _accuracy(owner: Owner, judged: Sequence[Preference]) -> float:
 
 
 def settings(month: Month) -> RunConfig:
-    """Those that were tuned on Senate, a round a day."""
+    """Those of data without a recipe of their own, a round a day."""
+    share = usual_share("online") or RunConfig().adapter.share
     own = {
         "model.base_model": month.base_model,
         "model.max_tokens": 64,
-        "adapter.share": "A",
+        "adapter.share": share,
+        "federation.stop_after": 0,
         "federation.rounds": month.days,
         "federation.warmup_rounds": 0,
         "federation.cohort": month.people,
         "privacy.min_honest": 1,
         "privacy.max_colluders": 0,
     }
-    return RunConfig().changed({**recipe("senate", "A"), **own})
+    return RunConfig().changed({**recipe("online", share), **own})
 
 
 def town(folder: Path, texts: Texts, month: Month, seed: int, cache: ModelCache) -> Town:

@@ -10,6 +10,7 @@ itself, and by the reward model of the same person that was trained on other cho
 A row that was measured is kept in --json; the same command goes on where it stopped. What each row wrote,
 and its people's models, are kept in DIR (tests/experiments/over_optimisation.py reads them). --page FILE
 writes the table between its marks. Sizes are flags (`Sizes`); a file of rows holds those of one size only.
+Number formats of the writer (--dtype) may differ, but not within one agreement and seed.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Sizes:
         writer: the base model of policies.
         judge: that of reward models.
         modules: of the writer that get factors.
-        dtype: the writer's number format. Products in bfloat16 take a third to a ninth of the time here.
+        dtype: the writer's number format, which each row says. Products in bfloat16 take a third to a ninth
+            of the time where the machine has them.
         people, train, held_out, test: how many people, and choices of each in three parts.
         learned, tested: requests to choose on, and to write for.
         responses: to each request that is learned from.
@@ -427,8 +429,10 @@ def table(done: Mapping[str, Mapping[str, float]], agreements: Sequence[float], 
     """In Markdown, a table for each degree of agreement: mean over seeds ± standard error."""
     lines = []
     for agreement in agreements:
+        found = [one for seed in seeds for row in ROWS if (one := done.get(key_of(agreement, seed, row)))]
+        formats = " and ".join(sorted({one["dtype"] for one in found}))
         lines += [
-            f"Agreement {agreement:g}:",
+            f"Agreement {agreement:g}{formats and ', '}{formats}:",
             "",
             "| row | accuracy | wins, teacher | wins, other reward model | KL, nats | words | seeds |",
             "|---|---|---|---|---|---|---|",
@@ -464,14 +468,26 @@ def run(
             wanted = {key_of(agreement, seed, row): row for row in rows}
             if wanted.keys() <= done.keys():
                 continue
+            _check_dtype(done, sizes, agreement, seed)
             people = People(folder, sizes, agreement, seed, cache)
             for key, row in wanted.items():
                 if key not in done:
-                    done[key] = {name: round(value, 4) for name, value in measured(people, row).items()}
+                    figures = {name: round(value, 4) for name, value in measured(people, row).items()}
+                    done[key] = {**figures, "dtype": sizes.dtype}
                     all_of_it = {"sizes": _plain(sizes), "rows": done}
                     kept.write_text(json.dumps(all_of_it, indent=0, sort_keys=True) + "\n", encoding="utf-8")
                     print(key, done[key], flush=True)
     return done
+
+
+def _check_dtype(done: Mapping[str, Any], sizes: Sizes, agreement: float, seed: int) -> None:
+    """SystemExit where other rows of the same people are of another number format: they are compared."""
+    for row in ROWS:
+        before = done.get(key_of(agreement, seed, row), {}).get("dtype", sizes.dtype)
+        if before != sizes.dtype:
+            raise SystemExit(
+                f"agreement {agreement:g}, seed {seed}: rows are in {before}; go on with --dtype {before}"
+            )
 
 
 def kept_rows(kept: Path, sizes: Sizes) -> dict[str, Any]:
@@ -486,8 +502,9 @@ def kept_rows(kept: Path, sizes: Sizes) -> dict[str, Any]:
 
 
 def _plain(sizes: Sizes) -> dict[str, Any]:
-    """As JSON holds them."""
+    """As JSON holds them, without the number format, which each row has."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(sizes)))
+    del plain["dtype"]
     return plain
 
 
@@ -498,6 +515,7 @@ def with_sizes(parser: argparse.ArgumentParser) -> None:
             flag = "--" + one.name.replace("_", "-")
             parser.add_argument(flag, type=type(one.default), default=one.default)
     parser.add_argument("--base-model", dest="writer", default=Sizes.writer)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=Sizes.dtype)
 
 
 def sizes_of(given: argparse.Namespace) -> Sizes:

@@ -50,8 +50,8 @@ def send(request: PageRequest) -> Response:
 
 
 def pick(request: PageRequest) -> Response:
-    """The owner would rather have had another one than the first."""
-    place, context = request.number(request.form.get("place", ""), 0), request.context
+    """The owner takes one of the responses."""
+    place, context = request.number(request.form.get("place", ""), -1), request.context
     with context.at_model():  # whoever forgets everything holds it
         picked = context.desk.pick(request.form.get("mark", ""), place)
     if not picked:
