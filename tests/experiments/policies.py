@@ -425,7 +425,7 @@ def key_of(agreement: float, seed: int, row: str) -> str:
     return f"{agreement:g} {seed} {row}"
 
 
-def table(done: Mapping[str, Mapping[str, float]], agreements: Sequence[float], seeds: Sequence[int]) -> str:
+def table(done: Mapping[str, Mapping[str, Any]], agreements: Sequence[float], seeds: Sequence[int]) -> str:
     """In Markdown, a table for each degree of agreement: mean over seeds ± standard error."""
     lines = []
     for agreement in agreements:
