@@ -25,18 +25,16 @@ COUNT_SECONDS = 0.5  # between two notes of how many devices have answered
 
 
 class Availability:
-    """Which member answers at which node. Each node is asked once, and again while it is not ready, and after
-    a change of the member list: who knows another one is sent it, and is ready once it goes by the same.
+    """Which member answers at which node. Each node is asked once, and again while it is not ready.
 
-    run: as it is now; only who belongs to it is called.
+    run: as it is now; only who belongs to it is called to a round.
     """
 
     def __init__(self, run: ServerRun, grid: Grid) -> None:
         self.run = run
         self._grid = grid
         self._known: dict[int, int] = {}  # node -> member
-        self._goes_by: dict[int, bytes] = {}  # node -> digest of its member list
-        self._refused: dict[int, bytes] = {}  # node -> digest of the member list that it would not take
+        self._goes_by: dict[int, bytes] = {}  # node -> digest of the member list that it knew last
         self._unready: dict[int, int] = {}  # node -> member, of those that answered so
         self._silent: frozenset[int] = frozenset()  # nodes that gave no answer
 
@@ -47,7 +45,6 @@ class Availability:
         """
         if anew:
             self._known.clear()
-            self._refused.clear()
         end, pause = time.monotonic() + self.run.patience, FIRST_PAUSE
         wanted = self.run.cohort if self.run.members is None else min(self.run.cohort, self.run.members)
         said: Waiting | None = None
@@ -88,12 +85,8 @@ class Availability:
 
     def poll(self) -> dict[int, int]:
         """Member number -> node, of all that are connected and ready."""
-        present, current = set(self._grid.get_node_ids()), self.run.list_digest
-        self._known = {
-            node: member
-            for node, member in self._known.items()
-            if node in present and self._goes_by[node] == current
-        }
+        present = set(self._grid.get_node_ids())
+        self._known = {node: member for node, member in self._known.items() if node in present}
         asked = present - set(self._known)
         self._unready = {}
         self.announce_settled(sorted(asked), GREETING_SECONDS)
@@ -104,36 +97,35 @@ class Availability:
         """Report the finished rounds to `nodes`, so that they commit what they staged; note who is ready.
 
         Waits no longer than `seconds` for the next answer, and than a deadline of the run's: a node may be
-        gone and not yet known to be. Who knows another member list is greeted again, with this one.
+        gone and not yet known to be.
         """
-        behind = self._greet(nodes, seconds)
-        if behind:
-            self._greet(behind, seconds, self.run.membership)
+        self._greet(nodes, b"", seconds)
 
-    def _greet(self, nodes: Iterable[int], seconds: float, membership: bytes = b"") -> list[int]:
-        """Greet `nodes`, with a member list or without, and note who is ready; -> those that go by another
-        list and have not refused this one."""
-        run, current = self.run, self.run.list_digest
+    def send_list(self, nodes: Iterable[int]) -> int:
+        """Send the run's member list to those of `nodes` that go by another one; -> how many bytes that took.
+
+        Whoever takes it over is ready for a round that goes by it; who does not refuses that round.
+        """
+        behind = [node for node in nodes if self._goes_by.get(node) != self.run.list_digest]
+        return self._greet(behind, self.run.membership, GREETING_SECONDS) if behind else 0
+
+    def _greet(self, nodes: Iterable[int], membership: bytes, seconds: float) -> int:
+        """Greet `nodes`, with a member list or none, and note what they say; -> bytes that were sent."""
+        run = self.run
         hello = encode(Hello(run.id, finished_rounds(run.journal), membership))
         wire = exchange_of(run.config.federation, self._grid, STATUS, in_turn=run.in_turn, silence=seconds)
         ready: dict[int, int] = {}  # member -> node
-        behind = []
         for node, payload in wire(STATUS, dict.fromkeys(nodes, hello)).items():
             try:
                 status = decode(payload, Status)
             except ProtocolError:
-                if membership:
-                    self._refused[node] = current
                 continue
-            if status.ready and status.list_digest == current:
-                self._goes_by[node] = current
+            self._goes_by[node] = status.list_digest
+            if status.ready:
                 self._known[node] = status.member
-                self._unready.pop(node, None)
                 ready[status.member] = node
             else:
                 self._unready[node] = status.member
-            if status.list_digest != current and self._refused.get(node) != current:
-                behind.append(node)
         with suppress(JournalError):  # only shown
             run.journal.seen(ready)
-        return behind
+        return wire.bytes_down

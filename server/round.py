@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -66,12 +66,18 @@ def federate(run: ServerRun, grid: Grid) -> None:
             number,
             availability.wait_for_cohort(),
             partial(availability.wait_for_cohort, anew=True),
+            availability.send_list,
         )
     availability.announce_settled(availability.poll().values())
 
 
 def play_round(
-    run: ServerRun, grid: Grid, number: int, ready: Ready, again: Callable[[], Ready] | None = None
+    run: ServerRun,
+    grid: Grid,
+    number: int,
+    ready: Ready,
+    again: Callable[[], Ready] | None = None,
+    send_list: Callable[[Iterable[int]], int] = lambda nodes: 0,
 ) -> RoundLog | None:
     """One round, in as many attempts as it takes; None when it was lost past unmasking and is skipped.
 
@@ -84,6 +90,8 @@ def play_round(
         ready: member number -> node, for every device that would take part now.
         again: gives the same once more before another attempt, since devices that fell silent may be why the
             last one failed.
+        send_list: sends the run's member list to those nodes of a cohort that go by another one, before an
+            attempt; -> bytes sent. Without it all of them know that list.
 
     Raises:
         RoundFailed: no attempt succeeded; nothing of a failed one is kept.
@@ -99,7 +107,7 @@ def play_round(
         attempt = run.journal.begin(number, task.plan.phase)
         attempt_log = AttemptLog(run.journal, number, attempt, partial(_enough, run))
         try:
-            return _attempt(run, grid, task, attempt, cohort, attempt_log, shared)
+            return _attempt(run, grid, task, attempt, cohort, attempt_log, shared, send_list)
         except RoundFailed as error:
             if isinstance(error, SumRefused) or must_not_be_repeated(attempt_log.records()):
                 _skip(run, number, attempt, error)
@@ -118,9 +126,11 @@ def _attempt(
     cohort: Mapping[int, int],
     attempt_log: AttemptLog,
     shared: ServerState,
+    send_list: Callable[[Iterable[int]], int],
 ) -> RoundLog:
     """One attempt of a round, with the devices of `cohort` (node -> member), starting from `shared`."""
     began = time.monotonic()
+    lists = send_list(cohort)
     announce = _announce(run, task, attempt, shared)
     place = f"{task.number}.{attempt}"
     wire = exchange_of(run.config.federation, grid, place, attempt_log.arrived, in_turn=run.in_turn)
@@ -140,7 +150,7 @@ def _attempt(
         _conclude(run, task, attempt, opened),
         seconds=time.monotonic() - began,
         bytes_up=wire.bytes_up,
-        bytes_down=wire.bytes_down,
+        bytes_down=wire.bytes_down + lists,
     )
     _finish(run, spent, _moved(run, task, shared, opened))
     with suppress(JournalError):  # the round is final

@@ -252,14 +252,14 @@ class Agent:
     def _status(self, payload: bytes) -> bytes:
         hello = decode(payload, Hello)
         self._vault.settle(hello.run, [(f.round, f.attempt) for f in hello.finished])
-        try:
-            self._update_members(hello.membership)
-        except PenchantError as error:
-            raise _NotAdmittedError(error) from None
         run, number = self._place
         if hello.run == run and any(f.round >= number for f in hello.finished):
             self._open_attempts.drop()  # that round is over: its secrets are of no use to anybody good
             self._drop_work()
+        try:
+            self._update_members(hello.membership)
+        except PenchantError as error:
+            raise _NotAdmittedError(error) from None
         # Whether there is a choice to learn from must not show: who has none sends zeros.
         policy = self._owner.policy()
         room = self._vault.ledger.has_room(hello.run, policy.limits(), day_of(self._clock()))

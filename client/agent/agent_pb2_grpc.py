@@ -73,7 +73,7 @@ class AgentServicer(object):
         """Would the device take part now? Answered at any time; what a round staged is committed or dropped here.
         Hello     run: 16 bytes; finished: (round, attempt) of up to 4,096 rounds that stand; membership: a signed
         member list for a device that knows another one, or empty.
-        -> Status ready: the owner's policy allows a round now and there are choices to learn from;
+        -> Status ready: the owner's policy allows a round now;
         member: the device's number in its fleet; list_digest: of the newest member list that it knows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -33,7 +33,7 @@ class Owner(Protocol):
 
     def membership(self) -> Membership:
         """The authority that they believe, with the member list known when they joined. Asked once, at the
-        agent's start: newer lists come with announcements."""
+        agent's start: newer lists come with greetings."""
 
     def choices(self) -> Choices:
         """What they prefer, as recorded now."""

@@ -401,7 +401,9 @@ def test_who_comes_later_takes_part_from_then_on(world: Callable[..., World]) ->
     assert scene.devices[4].told == [((1, 1),), ((1, 1), (2, 1))]
 
 
-def test_the_member_list_goes_to_those_that_know_another_one_and_once(world: Callable[..., World]) -> None:
+def test_the_member_list_goes_to_those_of_a_cohort_that_know_another_one_and_once(
+    world: Callable[..., World],
+) -> None:
     scene = world(4, federation__cohort=4)
     behind = scene.devices[2]
     behind.list_digest = list_digest(b"an older list")
@@ -410,43 +412,46 @@ def test_the_member_list_goes_to_those_that_know_another_one_and_once(world: Cal
     assert all(device.lists == [b"", b""] for device in scene.devices.values() if device is not behind)
     assert {announce.list_digest for announce in behind.announced} == {LIST_DIGEST}
     assert [members for _, _, members in scene.adding.asked] == [(1, 2, 3, 4)] * 3
+    first, second, _ = scene.observed
+    another_finished_round = 4 * 6  # in each device's announcement
+    assert first.bytes_down - second.bytes_down == len(encode(Hello(RUN, (), LIST))) - another_finished_round
 
 
-def test_a_newer_list_reaches_everybody_before_the_next_round(world: Callable[..., World]) -> None:
-    scene = world(federation__rounds=2)
+def test_a_newer_list_reaches_a_cohort_before_its_round(world: Callable[..., World]) -> None:
+    scene = world(4, federation__cohort=3, federation__rounds=2)
     scene.run = replace(
         scene.run,
         latest=lambda run: replace(run, membership=NEWER) if run.journal.settled() == 1 else run,
     )
     scene.federate()
-    for device in scene.devices.values():
-        assert device.lists == [b"", b"", NEWER, b""]
-        assert [a.list_digest for a in device.announced] == [LIST_DIGEST, *[list_digest(NEWER)] * 2]
+    second = scene.adding.asked[1][2]
+    for member, device in scene.devices.items():
+        assert device.lists.count(NEWER) == 1  # everybody closes the run
+        assert [a.list_digest for a in device.announced][-1] == list_digest(NEWER)
+        rounds = [a.round for a in device.announced if a.list_digest == list_digest(NEWER)]
+        assert rounds == ([2, 3] if member in second else [3])
 
 
-def test_who_refuses_the_list_takes_no_part_and_is_offered_it_again_for_another_attempt_only(
+def test_who_does_not_take_the_list_is_offered_it_again_for_the_next_attempt(
     world: Callable[..., World],
 ) -> None:
-    scene = world(4, federation__cohort=3, federation__rounds=2)
+    """And is asked all the same: it refuses the announcement, which is counted."""
+    scene = world(4, federation__cohort=4, federation__rounds=2)
     ahead = scene.devices[4]
     ahead.list_digest, ahead.takes_lists = list_digest(NEWER), False
     scene.adding.fails[(2, 1, "masked")] = TooManyDropouts("bad luck")
     scene.federate()
-    assert ahead.announced == []
-    # rounds 1 and 2, the second attempt, the closing round, the end
-    assert ahead.lists == [b"", LIST, b"", b"", LIST, b"", b""]
-    assert [row.state for row in scene.journal.rows()] == ["finished", "failed", "finished", "finished"]
+    # rounds 1 and 2, a greeting before the second attempt, that attempt, the closing round, the end
+    assert ahead.lists == [b"", LIST, LIST, b"", LIST, LIST, b""]
+    assert [(a.round, a.attempt) for a in ahead.announced] == [(1, 1), (2, 1), (2, 2), (3, 1)]
 
 
-def test_a_device_that_is_given_the_list_and_is_not_ready_is_greeted_without_it_from_then_on(
-    world: Callable[..., World],
-) -> None:
+def test_who_is_not_ready_is_sent_no_list(world: Callable[..., World]) -> None:
     scene = world(4, federation__cohort=3, federation__rounds=1)
     shy = scene.devices[4]
     shy.ready, shy.list_digest = False, list_digest(b"an older list")
     scene.federate()
-    assert shy.lists == [b"", LIST, b"", b""]
-    assert shy.announced == []
+    assert shy.lists == [b"", b"", b""]
 
 
 def test_who_was_away_is_greeted_anew(world: Callable[..., World]) -> None:

@@ -102,7 +102,9 @@ class Shadow:
                     availability.announce_settled(availability.wait_for_cohort().values())
                     run.journal.skip(number, run.journal.begin(number, "main"), "as it was")
                 else:
-                    play_round(run, grid, number, availability.wait_for_cohort())
+                    play_round(
+                        run, grid, number, availability.wait_for_cohort(), send_list=availability.send_list
+                    )
             availability.announce_settled(availability.wait_for_cohort().values())
         finally:
             grid.close()
