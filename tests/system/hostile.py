@@ -124,7 +124,7 @@ def the_socket(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     for stage in STAGES:
         for what, payload in {
             "nothing": b"",
-            "junk": b"PEN\x02" + bytes(range(256)),
+            "junk": b"PEN\x03" + bytes(range(256)),
             "a path": str(path).encode(),
             "half a megabyte": os.urandom(1 << 19),
         }.items():
@@ -153,7 +153,7 @@ def call(path: Path, method: str, data: bytes) -> bytes:
             raw: bytes = channel.unary_unary(method)(data, timeout=30)
         except grpc.RpcError as error:
             raise Denied(error.code().name) from None  # type: ignore[attr-defined]
-    abort = b"PEN\x02\x01"
+    abort = b"PEN\x03\x01"
     if raw[:2] == b"\x0a\x06" and raw[2:7] == abort and len(raw) == 8:
         raise Denied(f"abort {raw[7]}")
     return raw

@@ -206,6 +206,10 @@ def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
     """The first round arrives by itself; stopped in the second, which is run again after resuming."""
     page.evaluate("window.same = true")
     expect(page.locator(".pill").first).to_have_text("running")
+    fleet.wait_state(1, 1, "finished")
+    late = fleet.agents[0]
+    assert late is not None
+    late.suspend()  # the second round waits for it, however long it takes to stop the run
     final = page.locator("#rounds ~ div td", has_text=re.compile("^final$"))
     expect(final).to_have_count(1, timeout=SECONDS)
     expect(page.locator("p.status")).to_contain_text(f"Round 2 of {LAST}", timeout=SECONDS)
@@ -218,6 +222,7 @@ def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
     first = (fleet.deployment.run / "checkpoints" / "round-000001.safetensors").read_bytes()
     rows = fleet.rows()
     assert [(one.round, one.state) for one in rows] == [(1, "finished"), (2, "started")]
+    late.resume()
 
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_role("status").first).to_contain_text("attic goes on.", timeout=SECONDS)
