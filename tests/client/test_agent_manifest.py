@@ -19,7 +19,7 @@ from penchant.common.errors import AgreementError, PolicyRefusal, UsageError
 from penchant.common.membership.identity import Authority
 from penchant.common.membership.manifest import PrivacyParameter, SignedManifest, day_of, sign_run
 from penchant.common.wire.codec import decode_record
-from penchant.common.wire.messages import Abort, AbortCode, Announce, Entry, Kind, abort_code
+from penchant.common.wire.messages import Abort, AbortCode, Announce, Entry, Kind, Status, abort_code
 
 N = 4
 Scenes = Callable[..., FleetScene]
@@ -297,9 +297,9 @@ def test_limits_outlast_forgetting(scenes: Scenes) -> None:
 
 def test_a_device_that_is_at_its_limit_is_not_ready(scenes: Scenes) -> None:
     scene = scenes(policy={"rounds_a_day": 1})
-    assert scene.greet(0, []).ready
+    assert scene.greet(0, []) == Status(True, 1, scene.members.digest)
     scene.ask("keys", 0, scene.announce())
-    assert not scene.greet(0, []).ready
+    assert scene.greet(0, []) == Status(False, 1, scene.members.digest)
 
 
 def test_a_replayed_announcement_counts_once(scenes: Scenes) -> None:

@@ -185,6 +185,7 @@ def test_a_hostile_bundle_gets_nothing_and_the_agent_goes_on(device: DeviceOfTwo
     assert all("abort" in found[f"{stage} with junk"] for stage in ("Status", "Keys", "Masked", "Unmask"))
     assert found["a message of 65 MB"] == "denied: RESOURCE_EXHAUSTED"
     assert device.agent.poll() is None
-    assert (device.answers().ready, device.answers().member) == (True, 1)
+    status = device.answers()
+    assert (status.ready, status.member) == (True, 1)
     assert {name: (device.home / name).read_bytes() for name in before} == before
     assert PASSPHRASE not in out.read_text()

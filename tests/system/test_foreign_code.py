@@ -241,8 +241,10 @@ def test_not_a_line_of_a_hostile_bundle_runs_on_any_documented_way(
         said = {kind: bytes.fromhex(text) for kind, text in found[str(nodes[way.name])].items()}
         assert decode(said["train.loot"], Abort).code is AbortCode.STAGE, way.name
         assert decode(said["query"], Abort).code is AbortCode.STAGE, way.name
-        assert decode(said["train.status"], Status).ready, way.name  # it was served
-    assert (device.answers().ready, device.answers().member) == (True, 1)
+        served = decode(said["train.status"], Status)
+        assert (served.ready, served.member) == (True, 1), way.name
+    status = device.answers()
+    assert (status.ready, status.member) == (True, 1)
 
 
 def test_documents_show_no_other_way_than_those() -> None:
