@@ -106,7 +106,8 @@ class Availability:
 
         Whoever takes it over is ready for a round that goes by it; who does not refuses that round.
         """
-        behind = [node for node in nodes if self._goes_by.get(node) != self.run.list_digest]
+        current = self.run.list_digest
+        behind = [node for node in nodes if self._goes_by.get(node) != current]
         return self._greet(behind, self.run.membership, GREETING_SECONDS) if behind else 0
 
     def _greet(self, nodes: Iterable[int], membership: bytes, seconds: float) -> int:

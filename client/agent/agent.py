@@ -98,7 +98,8 @@ class Model:
 
 
 class _NotAdmittedError(Exception):
-    """An announcement that changes nothing here, not even an attempt that is open; `why` is the refusal."""
+    """An announcement, or a greeting's member list, that changes nothing here, not even an attempt that is
+    open; `why` is the refusal."""
 
     def __init__(self, why: PenchantError) -> None:
         super().__init__()

@@ -90,9 +90,7 @@ def test_all_rows_are_measured_once_and_a_broken_off_run_goes_on(
     halved = dataclasses.replace(sizes, dtype="bfloat16")
     with pytest.raises(SystemExit, match="seed 0: rows are in float32"):
         policies.run(tmp_path / "made", kept, halved, [0.5], [0], ("mixed",))
-    with pytest.raises(
-        pytest.fail.Exception, match="measured twice"
-    ):  # other people may be of another format
+    with pytest.raises(pytest.fail.Exception, match="measured twice"):  # others may be of another format
         policies.run(tmp_path / "made", kept, halved, [0.5], [1], rows)
 
 

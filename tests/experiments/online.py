@@ -6,7 +6,7 @@ evening there is a round, by the devices' own agents and the server's own round,
 Five ways to come to choices:
 
 - ask: on the ask page's desk the owner's model ranks four responses to a prompt, and the owner picks one.
-- corrections: the same, but where it is the first nothing is recorded, as on the page before 0.3.
+- corrections: the same, but where it is the first nothing is recorded.
 - random: the owner answers which of two responses, drawn at random, they like better.
 - active: the same, of the pairs that would tell most about the owner (`Device.learner`).
 - offline: what `random` has recorded by the end of the month is there before the first round.
