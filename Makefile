@@ -69,11 +69,11 @@ test: env        ## unit and integration tests
 
 test-system: env ## tests that need root and Debian packages, which it installs
 	tests/system/prepare
-	$(TESTS) --dist loadfile tests/system --ignore $(FAULTS) $(ARGS)
+	TMPDIR=$(SCRATCH) $(TESTS) --dist loadfile tests/system --ignore $(FAULTS) $(ARGS)
 
 test-faults: env ## a server and seven devices, for real, in which everything fails once
 	tests/system/prepare
-	$(TESTS) $(FAULTS) $(ARGS)
+	TMPDIR=$(SCRATCH) $(TESTS) $(FAULTS) $(ARGS)
 
 lint: env        ## ruff
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from flwr.app import Message
@@ -22,6 +23,13 @@ AT_ONCE = 1 << 26  # bytes of replies that may gather between two looks before l
 Arrived = Callable[[str, int, bytes], None]
 """(stage, node, reply payload), called for each reply as it arrives."""
 
+FLOWER_SAYS = {
+    3: "the message is not there any more",
+    4: "the reply came too late",
+    5: "no heartbeat of the node for a minute",
+}
+"""What Flower's own error codes mean, of those that its SuperLink answers with in a node's place."""
+
 LONGEST = 7 * 86400.0  # seconds of any exchange
 LONGEST_SLEEP = 3.0  # seconds between two looks for replies, as Flower's own grid
 
@@ -33,8 +41,9 @@ class Exchange:
     In stage masked it also waits for as long as devices train: their vectors leave at the end of that time.
 
     A client that does not answer in time, or whose reply is an error of Flower's, is absent from the
-    replies: to the protocol it dropped out. `arrived` hears of each reply before the next look for more,
-    so that what it keeps is kept even if the server dies while it waits for the rest.
+    replies: to the protocol it dropped out; `errors` counts those errors, "stage: reason". `arrived` hears of
+    each reply before the next look for more, so that what it keeps is kept even if the server dies while it
+    waits for the rest.
     """
 
     def __init__(
@@ -55,6 +64,7 @@ class Exchange:
         self._arrived = arrived
         self.bytes_down = 0
         self.bytes_up = 0
+        self.errors: Counter[str] = Counter()
 
     def __call__(
         self, stage: str, payloads: Mapping[int, bytes], take: Take | None = None, /
@@ -103,13 +113,18 @@ class Exchange:
         ]
 
     def _hear(self, stage: str, message: Message, unheard: set[int], keep: Take) -> None:
+        if message.has_error():
+            code = message.error.code  # not its text, which anybody may have written
+            self.errors[f"{stage}: {FLOWER_SAYS.get(code, f'error {code} of Flower')}"] += 1
+            return
         node = message.metadata.src_node_id
-        if message.has_error() or node not in unheard:
+        if node not in unheard:
             return
         try:
             payload = unpack(message.content)
-        except CodecError:
-            return  # it counts as unresponsive
+        except CodecError as error:
+            self.errors[f"{stage}: {error}"] += 1
+            return
         self.bytes_up += len(payload)
         unheard.remove(node)
         self._arrived(stage, node, payload)

@@ -143,8 +143,13 @@ def _attempt(
         attempt_log.over(stage)
         return replies
 
-    aggregate = run.aggregation.run(announce, list(cohort), exchange, attempt_log)
-    _enough(run, len(aggregate.survivors))
+    try:
+        aggregate = run.aggregation.run(announce, list(cohort), exchange, attempt_log)
+        _enough(run, len(aggregate.survivors))
+    except RoundFailed:
+        for what, count in sorted(wire.errors.items()):
+            run.tell(f"round {task.number}, attempt {attempt}: {count} without a reply in {what}")
+        raise
     opened = _opened(run, task, aggregate, cohort)
     spent = replace(
         _conclude(run, task, attempt, opened),

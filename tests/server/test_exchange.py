@@ -79,6 +79,17 @@ BAD: dict[str, Any] = {
 }
 
 
+HOLDS = "not a penchant message: it must hold one payload and nothing else"
+REASONS: dict[str, dict[str, int]] = {
+    "silent": {},
+    "late": {},
+    "failed": {"keys: error 2 of Flower": 1},
+    "text for bytes": {"keys: not a penchant message: its payload is not bytes": 1},
+    "numbers for bytes": {"keys: not a penchant message: its payload is not bytes": 1},
+}
+"""What is counted where that is not `HOLDS`."""
+
+
 @pytest.mark.parametrize("how", list(BAD))
 def test_whoever_does_not_answer_properly_is_absent(clock: FakeClock, how: str) -> None:
     heard: list[int] = []
@@ -90,6 +101,7 @@ def test_whoever_does_not_answer_properly_is_absent(clock: FakeClock, how: str) 
     assert wire("keys", ASK) == {1: b"re: one", 3: b"re: three"}
     assert heard == [1, 3]
     assert wire.bytes_up == len("re: one") + len("re: three")
+    assert wire.errors == REASONS.get(how, {"keys: " + HOLDS: 1})
 
 
 def test_a_late_reply_does_not_turn_up_in_the_next_exchange(clock: FakeClock) -> None:

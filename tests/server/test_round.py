@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Error
 from support.fake_grid import FakeClock, FakeGrid, Late
 
 from penchant.common.config import Plan, RunConfig
@@ -629,6 +630,32 @@ def test_a_failed_attempt_is_tried_again_under_a_new_number(world: Callable[...,
     assert [(r, a) for r, a, _ in scene.adding.asked] == [(1, 1), (2, 1), (2, 2), (3, 1)]
     assert scene.adding.asked[1][2] == scene.adding.asked[2][2]  # the same cohort
     assert scene.factors() - scene.start_factors() == pytest.approx(scene.moved(1) + scene.moved(2), abs=1e-4)
+
+
+def test_where_an_attempt_fails_it_is_said_what_flower_answered_for_devices(
+    world: Callable[..., World],
+) -> None:
+    scene, lines = world(5, federation__min_survivors=4, federation__attempts=1), list[str]()
+    honest, scene.run = scene.grid.answer, replace(scene.run, tell=lines.append)
+    gone = {
+        FIRST + 1: Error(5, "no heartbeat"),
+        FIRST + 2: Error(5, "no heartbeat"),
+        FIRST + 3: Error(99, "no"),
+    }
+    scene.grid.answer = lambda node, stage, payload: (
+        gone[node] if stage == "masked" and node in gone else honest(node, stage, payload)
+    )
+    with pytest.raises(TooFewDevices):
+        scene.federate()
+    assert lines == [
+        "round 1, attempt 1: 1 without a reply in masked: error 99 of Flower",
+        "round 1, attempt 1: 2 without a reply in masked: no heartbeat of the node for a minute",
+    ]
+    scene.grid.answer = honest
+    scene.start()
+    scene.run = replace(scene.run, tell=lines.append)
+    scene.federate()
+    assert len(lines) == 2
 
 
 def test_after_as_many_attempts_as_are_allowed_the_run_stops_and_what_is_finished_stands(

@@ -331,7 +331,7 @@ class LiveFleet:
         rows = [f"{r.round}.{r.attempt} {r.state} {r.why or ''}" for r in self.rows()]
         logs = [
             f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:])
-            for path in sorted([*self.place.glob("*.log"), *self.place.glob("server/logs/*.log")])
+            for path in sorted(self.place.rglob("*.log"))
         ]
         return "; ".join(rows) + "\n" + "\n".join(logs)
 
