@@ -69,7 +69,7 @@ test: env        ## unit and integration tests
 
 test-system: env ## tests that need root and Debian packages, which it installs
 	tests/system/prepare
-	TMPDIR=$(SCRATCH) $(TESTS) --dist loadfile tests/system --ignore $(FAULTS) $(ARGS)
+	$(TESTS) --dist loadfile tests/system --ignore $(FAULTS) $(ARGS)
 
 test-faults: env ## a server and seven devices, for real, in which everything fails once
 	tests/system/prepare
