@@ -190,13 +190,25 @@ def server(fleet: Fleet) -> Iterator[None]:
         assert not thread.is_alive()
 
 
+def wait_for_training(notes: Path) -> None:
+    """Until one more training is noted as kept."""
+    before, end = _trained(notes), time.monotonic() + 60
+    while _trained(notes) == before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def _trained(notes: Path) -> int:
+    return notes.read_text().splitlines().count("trained")
+
+
 def kill_again_and_again(
     place: Path, base: Path, kills: int, *, wait: Callable[[random.Random], float]
 ) -> tuple[Fleet, int, list[str]]:
     """-> (fleet, the round whose factor the device has at the end, what it noted as durable).
 
-    A device dies `wait` seconds after its start; every fifth one that long after it was in a whole round,
-    however slow the machine is.
+    A device dies `wait` seconds after its start; of five, one that long after it was in a whole round, and
+    one after it has trained, however slow the machine is.
     """
     fleet, notes = Fleet(place, base), place / "notes"
     draw, newest = random.Random(5), 0
@@ -217,6 +229,8 @@ def kill_again_and_again(
             try:
                 if turn % 5 == 4:
                     fleet.wait_for_a_complete_round()
+                elif turn % 5 == 2:
+                    wait_for_training(notes)
                 time.sleep(wait(draw))
             finally:
                 os.kill(process, signal.SIGKILL)
