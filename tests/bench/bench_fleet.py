@@ -6,8 +6,8 @@ that does the five exchanges of a round over the same fleet, with Flower's own `
 of penchant, then the floor again. That twice: with training that takes no time (a tiny model) and with the
 default model on Senate. Beside them the resident memory of every kind of process, and bytes a round.
 
-Exchanges of Flower cost seconds, most of them spent waiting between two looks for messages, and in starting a
-process for each message on each device. All devices share this machine: what training takes is seven devices'
+Exchanges of Flower cost seconds, most of them spent waiting between two looks for messages. All devices share
+this machine: what training takes is seven devices'
 work on its cores, and begins while the exchanges before the masked vector go by. On a busy machine all times
 are upper bounds. Writes fleet.json into --out (tests/bench/results), and the table in docs/runbook.md.
 """
@@ -172,9 +172,10 @@ class Costs:
         try:
             words, memory = " ".join(process.cmdline()), process.memory_full_info()
             label = next((label for mark, label in KINDS.items() if re.search(mark, words)), "")
-            if label == EXECUTOR:
-                above = " ".join(" ".join(parent.cmdline()) for parent in process.parents())
-                label = f"{'device' if 'client.supernode' in above else 'server'}: {label}"
+            if label == TRAINING and not any(
+                "device serve" in " ".join(p.cmdline()) for p in process.parents()
+            ):
+                label = ""
         except psutil.Error:
             return
         for key, value in ((label, memory.rss), (f"{label} (own)", memory.uss)):
@@ -182,18 +183,18 @@ class Costs:
                 self.peaks[key] = max(self.peaks.get(key, 0.0), value / 1e6)
 
 
-EXECUTOR = "Flower's executor"
+TRAINING = "device: training, at the end of which it is gone"
 KINDS = {
     "flwr-serverapp": "server: ServerApp",
-    "flwr-clientapp": "device: relay, while a message is served",
-    "flower-superexec": EXECUTOR,
+    "flower-superexec": "server: Flower's executor",
     "flower-superlink": "server: SuperLink",
-    "client.supernode": "device: SuperNode",
+    "agent.supernode": "device: SuperNode",
     "nginx": "server: gateway",
     "--only enrol": "server: enrolment service",
     "server up": "server: `penchant server up`",
     "device serve": "device: agent",
     "device connect": "device: `penchant device connect`",
+    "multiprocessing.spawn": TRAINING,
 }
 
 
@@ -258,6 +259,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("tiny", "real"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "fleet.json"
     found = json.loads(path.read_text()) if path.is_file() and args.only else {}
     if args.only != "real":

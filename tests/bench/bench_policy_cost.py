@@ -149,7 +149,7 @@ def table(found: Mapping[str, Any]) -> str:
     given, of = found["given"], found["machine"]
     for row in found["rows"]:
         read, trained = row["read"], row["trained"]
-        clock = f"{read['wall_s'] + trained['wall_s']:.1f} s" if of["load"] <= row["cores"] + 0.5 else "–"
+        clock = f"{read['wall_s'] + trained['wall_s']:.1f} s" if row["load"] <= row["cores"] + 0.5 else "–"
         lines.append(
             f"| {row['cores']} | {row['rank']} | {row['blocks']} | {read['cpu_s']:.1f} | "
             f"{trained['cpu_s']:.1f} | {clock} | {row['peak_mb']:,.0f} MB | "
@@ -183,6 +183,7 @@ def main() -> None:
     for cores, blocks, rank in itertools.product(given.cores, given.blocks, given.ranks):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows.append(pool.apply(measured, (given, cores, rank, blocks)))
+        rows[-1]["load"] = os.getloadavg()[0]  # over the last minute, this case included
         print(json.dumps(rows[-1]), flush=True)
         found["machine"] = machine()
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -23,7 +23,10 @@ sys.path.insert(0, str(ROOT / "tests" / "experiments"))
 import online  # noqa: E402
 import over_optimisation  # noqa: E402
 import policies  # noqa: E402
+import policies_on_arguments  # noqa: E402
 from bench import bench_policy_cost  # noqa: E402
+from marked_page import replaced  # noqa: E402
+from support.argument_files import DEBATES, write  # noqa: E402
 from support.tiny_models import write_tiny_chat_model  # noqa: E402
 
 
@@ -135,6 +138,53 @@ def test_sizes_are_flags() -> None:
     assert found == dataclasses.replace(policies.Sizes(), people=5, held_out=3, rate=0.01, dtype="float32")
 
 
+# --- real texts -------------------------------------------------------------------------------------------
+
+
+def test_policies_and_reward_models_are_judged_on_the_same_choices_of_real_texts(
+    sizes: policies.Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "arguments").mkdir()
+    for title in DEBATES:
+        write(tmp_path / "arguments", title, "Yes", {"W1": "a1", "W2": "a2", "W3": "a1"})
+    monkeypatch.setattr(policies_on_arguments, "TEST", 4)
+    everybody = policies_on_arguments.people_of(0, tmp_path, sizes)
+    assert {(len(one.train), len(one.validation), len(one.test)) for one in everybody.people} == {(6, 2, 4)}
+    with pytest.raises(SystemExit, match="3 people have choices enough; 4 are asked for"):
+        policies_on_arguments.people_of(0, tmp_path, dataclasses.replace(sizes, people=4))
+    rows = ["alone", "reward model, one for all (AB)"]
+    kept, asked = tmp_path / "runs.json", (tmp_path, sizes, rows, [0])
+    policies_on_arguments.run(kept, tmp_path, sizes, rows[:1], [0])
+    done = policies_on_arguments.run(kept, *asked)
+    assert done == policies_on_arguments.kept_runs(kept)
+    assert list(done) == [policies_on_arguments.key_of(row, 0) for row in rows]
+    for run in done.values():
+        assert (run["people"], 0 <= run["macro"] <= 1) == (3, True)
+    monkeypatch.setattr(policies_on_arguments, "measured", lambda *given: pytest.fail("measured twice"))
+    assert policies_on_arguments.run(kept, *asked) == done
+    lines = policies_on_arguments.table(done, [0, 1])
+    assert len(lines) == 2 + len(policies_on_arguments.ROWS)
+    assert "| B | – | – | – |" in lines
+
+
+def test_policies_on_real_texts_have_the_settings_of_those_on_made_up_ones(sizes: policies.Sizes) -> None:
+    config = policies_on_arguments.config_of("mixed", 3, Path("data"), sizes)
+    assert (config.data.dataset, config.adapter.share, config.seed) == (
+        "arguments:data/arguments",
+        "mixed",
+        3,
+    )
+    settings = policies.policy_settings(sizes)
+    assert config == config.changed(settings)
+    rewards = policies_on_arguments.config_of("reward model, the default (common)", 3, Path("data"), sizes)
+    assert (rewards.model.objective, rewards.data) == ("reward", config.data)
+
+
+def test_the_page_has_a_place_for_the_table_of_real_texts() -> None:
+    page = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+    assert replaced(page, policies_on_arguments.TABLE, ["| row |"]) != page
+
+
 # --- gold against proxy -----------------------------------------------------------------------------------
 
 
@@ -225,10 +275,12 @@ def test_a_case_of_the_bench_counts_bytes_of_a_real_round(sizes: policies.Sizes)
     }
     assert found[4]["bytes_up"] > found[1]["bytes_up"] > 0
     row = {
-        "cores": 1, "rank": 4, "blocks": "all", "read": {"cpu_s": 1.0, "wall_s": 1.5},
+        "cores": 1, "rank": 4, "blocks": "all", "load": 1.4, "read": {"cpu_s": 1.0, "wall_s": 1.5},
         "trained": {"cpu_s": 2.0, "wall_s": 2.5}, "peak_mb": 1234.0, **found[4],
     }  # fmt: skip
-    machine = {"processor": "P", "load": 1.0, "versions": {"torch": "2"}}
+    machine = {"processor": "P", "load": 9.0, "versions": {"torch": "2"}}
     text = bench_policy_cost.table({"rows": [row], "given": vars(given), "machine": machine})
     assert "| 1 | 4 | all | 1.0 | 2.0 | 4.0 s | 1,234 MB |" in text
+    busy = {"rows": [row | {"load": 1.6}], "given": vars(given), "machine": machine}
+    assert "| 1 | 4 | all | 1.0 | 2.0 | – | 1,234 MB |" in bench_policy_cost.table(busy)
     assert bench_policy_cost.MARKS.search((ROOT / "docs" / "policies.md").read_text(encoding="utf-8"))

@@ -80,12 +80,13 @@ def agreement_of(name: str) -> float | None:
     return int(part) / 100 if kind == "alike" else None
 
 
-def measured(config: RunConfig, cache: ModelCache) -> Run:
+def measured(config: RunConfig, cache: ModelCache, people: Federation | None = None) -> Run:
     """The figures of one run: macro and micro mean, the mean over people with many training pairs, and who is
-    served worse than by the run's own model for all, where the rule has one."""
+    served worse than by the run's own model for all, where the rule has one. people: others than all of the
+    set's."""
     with tempfile.TemporaryDirectory() as home:
         directory = Path(home) / "run"
-        world = prepare(config, cache, _judged(config))
+        world = prepare(config, cache, people or _judged(config))
         run_directory.create(directory, world.config)
         result = simulate(world, directory, command="a benchmark")
     rows = [(row.accuracy or 0.0, row.n_test or 0) for row in result.per_client]
