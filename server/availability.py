@@ -10,11 +10,12 @@ from contextlib import suppress
 from flwr.serverapp import Grid
 
 from penchant.common.errors import JournalError, ProtocolError
-from penchant.common.secagg.stages import STATUS
+from penchant.common.secagg.stages import KEYS, STATUS
 from penchant.common.wire.codec import decode, encode
-from penchant.common.wire.messages import Hello, Status
+from penchant.common.wire.messages import AbortCode, Hello, Status
 from penchant.server.exchange import exchange_of
 from penchant.server.run import ServerRun, finished_rounds
+from penchant.server.secagg.aggregation import Aggregate
 from penchant.server.waiting import Waiting
 
 Ready = Mapping[int, int]
@@ -104,11 +105,34 @@ class Availability:
     def send_list(self, nodes: Iterable[int]) -> int:
         """Send the run's member list to those of `nodes` that go by another one; -> how many bytes that took.
 
-        Whoever takes it over is ready for a round that goes by it; who does not refuses that round.
+        Whoever takes it over is ready for a round that goes by it; who does not refuses that round, and the
+        operator is told how many those are.
         """
         current = self.run.list_digest
         behind = [node for node in nodes if self._goes_by.get(node) != current]
-        return self._greet(behind, self.run.membership, GREETING_SECONDS) if behind else 0
+        if not behind:
+            return 0
+        sent = self._greet(behind, self.run.membership, GREETING_SECONDS)
+        left = sum(self._goes_by.get(node) != current for node in behind)
+        if left:
+            self.run.tell(
+                f"{left} of {len(behind)} devices have not said that they take the newest member list"
+            )
+        return sent
+
+    def heard(self, aggregate: Aggregate) -> None:
+        """Note what a finished attempt has shown of the list that its devices go by.
+
+        Who advertised keys for it goes by the run's. Who refused it for the list may have gone back to an
+        older one (a device that was restored from a back-up), so it is greeted anew before the next round.
+        """
+        out = aggregate.dropped.get(KEYS, ())
+        for node in aggregate.cohort:
+            if node not in out:
+                self._goes_by[node] = self.run.list_digest
+            elif aggregate.aborts.get(node) is AbortCode.MEMBERSHIP:
+                self._known.pop(node, None)
+                self._goes_by.pop(node, None)
 
     def _greet(self, nodes: Iterable[int], membership: bytes, seconds: float) -> int:
         """Greet `nodes`, with a member list or none, and note what they say; -> bytes that were sent."""
@@ -120,6 +144,8 @@ class Availability:
             try:
                 status = decode(payload, Status)
             except ProtocolError:
+                continue
+            if not run.belongs(status.member):  # whatever number somebody makes up
                 continue
             self._goes_by[node] = status.list_digest
             if status.ready:

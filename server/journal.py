@@ -352,7 +352,7 @@ class Journal:
                 before = level
             with change(self._db, self._path, JournalError):
                 yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:  # a number beyond SQLite's 64 bits is the latter
             raise JournalError(f"{self._path}: {error}") from None
         finally:
             if before is not None:

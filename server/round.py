@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -60,14 +60,9 @@ def federate(run: ServerRun, grid: Grid) -> None:
     recover(run)
     while (number := _next(run)) <= run.last:
         run = availability.run = run.latest(run)
-        play_round(
-            run,
-            grid,
-            number,
-            availability.wait_for_cohort(),
-            partial(availability.wait_for_cohort, anew=True),
-            availability.send_list,
-        )
+        ready = availability.wait_for_cohort()
+        play_round(run, grid, number, ready, partial(availability.wait_for_cohort, anew=True), availability)
+        run = availability.run
     availability.announce_settled(availability.poll().values())
 
 
@@ -77,7 +72,7 @@ def play_round(
     number: int,
     ready: Ready,
     again: Callable[[], Ready] | None = None,
-    send_list: Callable[[Iterable[int]], int] = lambda nodes: 0,
+    availability: Availability | None = None,
 ) -> RoundLog | None:
     """One round, in as many attempts as it takes; None when it was lost past unmasking and is skipped.
 
@@ -90,8 +85,8 @@ def play_round(
         ready: member number -> node, for every device that would take part now.
         again: gives the same once more before another attempt, since devices that fell silent may be why the
             last one failed.
-        send_list: sends the run's member list to those nodes of a cohort that go by another one, before an
-            attempt; -> bytes sent. Without it all of them know that list.
+        availability: sends the run's member list to those of a cohort that go by another one, before an
+            attempt, and has the run as it is then. Without it all devices know that list.
 
     Raises:
         RoundFailed: no attempt succeeded; nothing of a failed one is kept.
@@ -99,6 +94,10 @@ def play_round(
     """
     shared: ServerState | None = None
     while True:
+        run = run.latest(run)  # a revocation while devices were waited for holds for this attempt
+        if availability is not None:
+            availability.run = run
+        ready = {member: node for member, node in ready.items() if run.belongs(member)}
         task = run.task(number, len(ready))
         shared = shared or _shared(run, task)  # all attempts of a round start from the same
         _note_sums(run, task)
@@ -107,7 +106,7 @@ def play_round(
         attempt = run.journal.begin(number, task.plan.phase)
         attempt_log = AttemptLog(run.journal, number, attempt, partial(_enough, run))
         try:
-            return _attempt(run, grid, task, attempt, cohort, attempt_log, shared, send_list)
+            return _attempt(run, grid, task, attempt, cohort, attempt_log, shared, availability)
         except RoundFailed as error:
             if isinstance(error, SumRefused) or must_not_be_repeated(attempt_log.records()):
                 _skip(run, number, attempt, error)
@@ -126,11 +125,11 @@ def _attempt(
     cohort: Mapping[int, int],
     attempt_log: AttemptLog,
     shared: ServerState,
-    send_list: Callable[[Iterable[int]], int],
+    availability: Availability | None,
 ) -> RoundLog:
     """One attempt of a round, with the devices of `cohort` (node -> member), starting from `shared`."""
     began = time.monotonic()
-    lists = send_list(cohort)
+    lists = availability.send_list(cohort) if availability else 0
     announce = _announce(run, task, attempt, shared)
     place = f"{task.number}.{attempt}"
     wire = exchange_of(run.config.federation, grid, place, attempt_log.arrived, in_turn=run.in_turn)
@@ -150,6 +149,8 @@ def _attempt(
         for what, count in sorted(wire.errors.items()):
             run.tell(f"round {task.number}, attempt {attempt}: {count} without a reply in {what}")
         raise
+    if availability:
+        availability.heard(aggregate)
     opened = _opened(run, task, aggregate, cohort)
     spent = replace(
         _conclude(run, task, attempt, opened),

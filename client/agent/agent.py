@@ -98,8 +98,8 @@ class Model:
 
 
 class _NotAdmittedError(Exception):
-    """An announcement, or a greeting's member list, that changes nothing here, not even an attempt that is
-    open; `why` is the refusal."""
+    """An announcement, or a greeting's member list, that is not taken and ends no attempt; `why` is the
+    refusal."""
 
     def __init__(self, why: PenchantError) -> None:
         super().__init__()
@@ -299,6 +299,8 @@ class Agent:
 
     def _shares(self, payload: bytes) -> bytes:
         announce, state = self._open_attempts.take()
+        if announce.list_digest != self._membership.digest:  # a roster by a newer one is not this round's
+            raise MembershipError("a newer member list came after the round had begun; the next goes by it")
         check_roster(announce, payload)
         after, reply = self._participant(self._owner.policy()).share(state, payload, self._entropy)
         self._open_attempts.keep(announce, after)
@@ -363,8 +365,8 @@ class Agent:
         announce = decode(payload, Announce)
         if announce.list_digest != self._membership.digest:
             raise MembershipError(
-                f"the round goes by another member list than list {self._membership.number}, which is known "
-                "here; the server's next greeting brings the newest"
+                f"the round goes by another member list than list {self._membership.number}, the newest that "
+                "is known here; the server has to send a newer one, or to take this one itself"
             )
         self._membership.refuse_stale(self._now())
         plan, policy = self._allowed(announce)

@@ -36,9 +36,9 @@ from penchant.client.vault.vault import Vault
 from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig, refuse_unread_head
 from penchant.common.crypto.entropy import SystemEntropy
 from penchant.common.data.preferences import Preference
-from penchant.common.errors import DeviceError, UsageError
+from penchant.common.errors import DeviceError, ProtocolError, UsageError
 from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
-from penchant.common.membership.identity import Identity, Membership, authority_digest
+from penchant.common.membership.identity import Identity, MemberList, Membership, authority_digest
 from penchant.common.settings import Section
 from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
@@ -138,20 +138,37 @@ class DeviceHome:
         """Take the authority's answer; -> the member number. `authority`: its 32-byte digest, which came by
         another way than the answer.
 
+        A newer list of the same authority that is known here stays.
+
         Raises CertificateError when the answer is of another authority or for another device,
-        MembershipError when its list does not hold this device now.
+        MembershipError when its list, or the newer one, does not hold this device now.
         """
         private = self.vault.blob(PENDING)
         if not private:
             raise UsageError("this device has asked for nothing; make a request first")
         given = Answer.decode(answer, authority)
         identity = Identity(private, given.certificate)
-        now = int(time.time())
-        membership = Membership(given.authority).accept(given.members, now)
+        membership = self._newest(Membership(given.authority).accept(given.members, int(time.time())))
         membership.check(identity.certificate)
-        kept = {AUTHORITY: given.authority, MEMBERS: given.members, IDENTITY: identity.encode(), PENDING: b""}
-        self.vault.keep_blobs(kept)
+        self.vault.keep_blobs(
+            {
+                AUTHORITY: given.authority,
+                MEMBERS: membership.encoded,
+                IDENTITY: identity.encode(),
+                PENDING: b"",
+            }
+        )
         return identity.member
+
+    def _newest(self, given: Membership) -> Membership:
+        """The list of an answer, or the one that was known before where that is the same authority's and
+        newer: an answer that was held back must bring no older one back."""
+        kept = self.vault.blob(MEMBERS)
+        try:
+            known = Membership(given.authority).accept(kept, MemberList.decode(kept).issued)
+        except ProtocolError:  # none, or another authority's
+            return given
+        return known if known.number > given.number else given
 
     def leave_notice(self) -> LeaveNotice:
         """What tells the server that this member left (`joining.tell_server`). Made before `leave` or

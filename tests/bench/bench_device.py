@@ -187,7 +187,7 @@ def play(fleet: Deployment, model_cache: ModelCache, answers: list[Answer]) -> l
     grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
     availability, survivors = Availability(run, grid), []
     for number in range(1, ROUNDS + 1):
-        log = play_round(run, grid, number, availability.wait_for_cohort(), send_list=availability.send_list)
+        log = play_round(run, grid, number, availability.wait_for_cohort(), availability=availability)
         survivors.append(0 if log is None else log.survivors)
     grid.close()
     journal.close()

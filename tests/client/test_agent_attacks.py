@@ -657,6 +657,19 @@ def test_whom_the_newest_list_revokes_is_refused_in_a_roster(scenes: Scenes) -> 
     refused(scene, reply, AbortCode.MEMBERSHIP, "member 1 is revoked")
 
 
+def test_a_list_that_comes_after_keys_is_not_what_a_roster_is_checked_by(scenes: Scenes) -> None:
+    """Else the server could show the devices of one round rosters by two lists."""
+    scene = scenes()
+    announce = scene.announce()
+    entries = [scene.ask("keys", i, announce) for i in range(N)]
+    newer = membership(N + 1, 2)
+    assert isinstance(scene.offer(VICTIM, newer.encoded), Status)
+    newcomer = Participant(identity(N + 1), newer, scene.policy.secagg(), VERIFY)
+    _, made = newcomer.begin(announce, SeededEntropy(b"newcomer", ""), NOW)
+    reply = scene.ask("shares", VICTIM, Roster((*entries, decode(made, Entry))))
+    refused(scene, reply, AbortCode.MEMBERSHIP, "came after the round had begun")
+
+
 # --- keys and groups ------------------------------------------------------------------------------
 
 

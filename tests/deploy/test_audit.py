@@ -401,6 +401,17 @@ def test_the_rule_table_decides_what_may_be_shared(copy: Path) -> None:
     }
 
 
+def test_a_record_from_before_devices_named_their_list_is_sound(copy: Path) -> None:
+    with closing(sqlite3.connect(copy / WIRE)) as db:
+        rows = db.execute("SELECT number FROM sent WHERE kind = 'Status'").fetchall()
+    for (message,) in rows:
+        change_fields(copy, message, lambda fields: fields.pop())
+        doctor(copy, "UPDATE sent SET bytes = bytes - 32 WHERE number = ?", message)
+    assert audit(copy).violations == ()
+    change_fields(copy, message, lambda fields: fields.pop())
+    assert "Status has the fields ready, where ready, member, list_digest belong" in audit(copy).violations[0]
+
+
 def test_an_unknown_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="not a run directory"):
         audit(tmp_path / "nowhere")

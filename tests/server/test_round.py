@@ -73,7 +73,10 @@ class Device:
                 return encode(Abort(AbortCode.MEMBERSHIP))
             return encode(Status(self.ready, self.member, self.list_digest))
         if stage == "keys":
-            self.announced.append(decode(payload, Announce))
+            announce = decode(payload, Announce)
+            self.announced.append(announce)
+            if announce.list_digest != self.list_digest:
+                return encode(Abort(AbortCode.MEMBERSHIP))
         return self._vector() if stage == "masked" else b"well"
 
     def _vector(self) -> bytes:
@@ -104,7 +107,9 @@ class Adding:
             self._fail(announce, stage)
             return replies
 
-        there = step("keys", dict.fromkeys(nodes, encode(announce)))
+        heard = step("keys", dict.fromkeys(nodes, encode(announce)))
+        there = [node for node, reply in heard.items() if reply == b"well"]
+        refused = sorted(set(heard) - set(there))
         vectors = step("masked", dict.fromkeys(there, b"send"))
         if not vectors:
             raise TooManyDropouts("nobody is left")
@@ -112,6 +117,7 @@ class Adding:
         journal.about_to_reveal(len(vectors))
         step("confirm", dict.fromkeys(vectors, b"these"))
         line = {"total": np.asarray(total).tolist(), "cohort": list(nodes), "survivors": sorted(vectors)}
+        line |= {"refused": refused}
         journal.record("cohort", 0, b"everybody")
         journal.record("asked", 0, json.dumps(line).encode())
         answers = step("unmask", dict.fromkeys(vectors, b"open"))
@@ -133,10 +139,12 @@ class Adding:
     def _opened(line: Any, replied: Iterable[int]) -> Aggregate:
         if not set(line["survivors"]) <= set(replied):
             raise NotUnmasked("too few replies")
-        lost = tuple(node for node in line["cohort"] if node not in line["survivors"])
-        dropped = {"masked": lost} if lost else {}
+        refused = tuple(line.get("refused", ()))
+        lost = tuple(n for n in line["cohort"] if n not in line["survivors"] and n not in refused)
+        dropped = {stage: nodes for stage, nodes in (("keys", refused), ("masked", lost)) if nodes}
         survivors, cohort = tuple(line["survivors"]), tuple(line["cohort"])
-        return Aggregate(np.array(line["total"], np.int64), survivors, cohort, dropped, {}, {})
+        aborts = dict.fromkeys(refused, AbortCode.MEMBERSHIP)
+        return Aggregate(np.array(line["total"], np.int64), survivors, cohort, dropped, aborts, {})
 
 
 class Killed(BaseException):
@@ -159,6 +167,7 @@ class World:
         self.grid = FakeGrid(self._answer, [FIRST + m for m in self.devices], clock)
         self.adding = Adding()
         self.observed: list[RoundLog] = []
+        self.tells: list[str] = []
         self.start()
 
     def start(self) -> ServerRun:
@@ -174,6 +183,7 @@ class World:
             membership=LIST,
             journal=self.journal,
             observe=self.observed.append,
+            tell=self.tells.append,
         )
         return self.run
 
@@ -442,9 +452,90 @@ def test_who_does_not_take_the_list_is_offered_it_again_for_the_next_attempt(
     ahead.list_digest, ahead.takes_lists = list_digest(NEWER), False
     scene.adding.fails[(2, 1, "masked")] = TooManyDropouts("bad luck")
     scene.federate()
-    # rounds 1 and 2, a greeting before the second attempt, that attempt, the closing round, the end
-    assert ahead.lists == [b"", LIST, LIST, b"", LIST, LIST, b""]
+    # Greeted before each attempt, and sent the list in it; at the end as everybody is.
+    assert ahead.lists == [b"", LIST] * 4 + [b"", b""]
     assert [(a.round, a.attempt) for a in ahead.announced] == [(1, 1), (2, 1), (2, 2), (3, 1)]
+    assert scene.tells == ["1 of 1 devices have not said that they take the newest member list"] * 4
+
+
+def test_a_device_that_goes_back_to_an_older_list_is_sent_the_newest_again(
+    world: Callable[..., World],
+) -> None:
+    """One that was restored from a back-up while its connection stood: nobody greets it anew."""
+    scene = world(4, federation__cohort=4, federation__rounds=3)
+    restored, honest = scene.devices[3], scene.grid.answer
+
+    def answer(node: int, stage: str, payload: bytes) -> Any:
+        if node == FIRST + 3 and stage == "keys" and decode(payload, Announce).round == 2:
+            restored.list_digest = list_digest(b"an older list")
+        return honest(node, stage, payload)
+
+    scene.grid.answer = answer
+    scene.devices[3].lists.clear()
+    scene.federate()
+    assert [log.survivors for log in scene.observed] == [4, 3, 4, 4]
+    assert restored.lists.count(LIST) == 1
+
+
+def test_who_takes_the_list_and_does_not_say_so_is_sent_it_once(
+    world: Callable[..., World],
+) -> None:
+    """The reply came too late, or is never made: that keys came for the list says enough."""
+    scene = world(4, federation__cohort=4, federation__rounds=3)
+    slow, honest = scene.devices[2], scene.grid.answer
+    slow.list_digest = list_digest(b"an older list")
+
+    def answer(node: int, stage: str, payload: bytes) -> Any:
+        reply = honest(node, stage, payload)
+        return None if node == FIRST + 2 and stage == "status" and slow.lists[-1] else reply
+
+    scene.grid.answer = answer
+    scene.federate()
+    assert [log.survivors for log in scene.observed] == [4, 4, 4, 4]
+    assert slow.lists.count(LIST) == 1
+
+
+def test_a_list_that_comes_while_a_round_waits_holds_for_that_round(
+    world: Callable[..., World], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revocation must not wait for those who are awaited; who it is about is not asked any more."""
+    monkeypatch.setattr(availability, "time", clock)
+    scene = world(4, federation__cohort=3, federation__rounds=1)
+    began, everybody = clock.now, list(scene.grid.nodes)
+    scene.grid.get_node_ids = lambda: everybody if clock.now - began > 1000 else everybody[:2]  # type: ignore[method-assign]
+
+    def latest(run: ServerRun) -> ServerRun:
+        if clock.now - began < 10:
+            return run
+        return replace(run, membership=NEWER, belongs=lambda member: member != 1)
+
+    scene.run = replace(scene.run, patience=3600.0, latest=latest)
+    scene.federate()
+    assert scene.adding.asked[0][2] == (2, 3, 4)
+    assert {a.list_digest for a in scene.devices[2].announced} == {list_digest(NEWER)}
+    assert not scene.devices[1].announced
+
+
+@pytest.mark.parametrize("member", [5, 2**63, 2**64 - 1])
+def test_whoever_says_a_number_that_is_nobodys_is_left_out(world: Callable[..., World], member: int) -> None:
+    scene = world(4, federation__cohort=3, federation__rounds=1)
+    scene.run = replace(scene.run, belongs=lambda number: number in scene.devices)
+    honest = scene.grid.answer
+    scene.grid.answer = lambda node, stage, payload: (
+        encode(Status(True, member, bytes(32)))
+        if node == FIRST + 4 and stage == "status"
+        else honest(node, stage, payload)
+    )
+    scene.federate()
+    assert [asked[2] for asked in scene.adding.asked] == [(1, 2, 3)] * 2
+    assert member not in scene.journal.nodes().values()
+
+
+def test_a_number_beyond_what_the_journal_can_hold_is_a_journal_error(world: Callable[..., World]) -> None:
+    scene = world(3)
+    with pytest.raises(JournalError, match="too large"):
+        scene.journal.seen({1: FIRST, 2**63: FIRST + 1})
+    assert scene.journal.nodes() == {}
 
 
 def test_who_is_not_ready_is_sent_no_list(world: Callable[..., World]) -> None:
@@ -635,8 +726,8 @@ def test_a_failed_attempt_is_tried_again_under_a_new_number(world: Callable[...,
 def test_where_an_attempt_fails_it_is_said_what_flower_answered_for_devices(
     world: Callable[..., World],
 ) -> None:
-    scene, lines = world(5, federation__min_survivors=4, federation__attempts=1), list[str]()
-    honest, scene.run = scene.grid.answer, replace(scene.run, tell=lines.append)
+    scene = world(5, federation__min_survivors=4, federation__attempts=1)
+    honest = scene.grid.answer
     gone = {
         FIRST + 1: Error(5, "no heartbeat"),
         FIRST + 2: Error(5, "no heartbeat"),
@@ -647,15 +738,14 @@ def test_where_an_attempt_fails_it_is_said_what_flower_answered_for_devices(
     )
     with pytest.raises(TooFewDevices):
         scene.federate()
-    assert lines == [
+    assert scene.tells == [
         "round 1, attempt 1: 1 without a reply in masked: error 99 of Flower",
         "round 1, attempt 1: 2 without a reply in masked: no heartbeat of the node for a minute",
     ]
     scene.grid.answer = honest
     scene.start()
-    scene.run = replace(scene.run, tell=lines.append)
     scene.federate()
-    assert len(lines) == 2
+    assert len(scene.tells) == 2
 
 
 def test_after_as_many_attempts_as_are_allowed_the_run_stops_and_what_is_finished_stands(

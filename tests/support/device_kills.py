@@ -135,7 +135,7 @@ class Fleet:
             while not self.stop.is_set():
                 availability.announce_settled([1000])  # whoever was away hears which rounds stand
                 try:
-                    log = play_round(run, grid, number, availability.poll(), send_list=availability.send_list)
+                    log = play_round(run, grid, number, availability.poll(), availability=availability)
                 except RoundFailed:
                     self.stop.wait(0.05)
                     continue

@@ -102,9 +102,7 @@ class Shadow:
                     availability.announce_settled(availability.wait_for_cohort().values())
                     run.journal.skip(number, run.journal.begin(number, "main"), "as it was")
                 else:
-                    play_round(
-                        run, grid, number, availability.wait_for_cohort(), send_list=availability.send_list
-                    )
+                    play_round(run, grid, number, availability.wait_for_cohort(), availability=availability)
             availability.announce_settled(availability.wait_for_cohort().values())
         finally:
             grid.close()

@@ -64,7 +64,7 @@ def test_a_full_disk_costs_a_round_and_nothing_else(
     availability = Availability(run, grid)
 
     def play(number: int) -> int:
-        log = play_round(run, grid, number, availability.wait_for_cohort(), send_list=availability.send_list)
+        log = play_round(run, grid, number, availability.wait_for_cohort(), availability=availability)
         assert log is not None
         return log.survivors
 
