@@ -28,7 +28,7 @@ import torch
 
 import marked_page  # isort: skip
 from anyones_data import measured, shown  # isort: skip
-from policies import Sizes, policy_settings  # isort: skip
+from policies import SHARES, Sizes, policy_settings  # isort: skip
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
@@ -38,16 +38,8 @@ from penchant.deploy import datasets
 KEPT = Path(__file__).parent / "results" / "policies-on-arguments.json"
 TABLE = "policies on arguments"
 TEST = 40  # choices of each person on debates that nobody was trained on
-POLICIES = {
-    "global (AB)": "AB",
-    "A, the default": "A",
-    "alone": "none",
-    "B": "B",
-    "mixed": "mixed",
-    "ffa": "ffa",
-}
 REWARDS = {"reward model, one for all (AB)": "AB", "reward model, the default (common)": "common"}
-ROWS = (*POLICIES, *REWARDS)
+ROWS = (*SHARES, *REWARDS)
 Run = dict[str, Any]
 
 
@@ -85,7 +77,7 @@ def config_of(row: str, seed: int, folder: Path, sizes: Sizes) -> RunConfig:
     if row in REWARDS:
         return config.changed({"adapter.share": REWARDS[row], "model.base_model": sizes.judge})
     rounds = {"federation.rounds": sizes.rounds, "federation.warmup_rounds": 0}
-    return config.changed({"adapter.share": POLICIES[row], **rounds, **policy_settings(sizes)})
+    return config.changed({"adapter.share": SHARES[row], **rounds, **policy_settings(sizes)})
 
 
 def table(done: Mapping[str, Run], seeds: Sequence[int]) -> list[str]:
