@@ -164,7 +164,7 @@ def test_policies_and_reward_models_are_judged_on_the_same_choices_of_real_texts
     assert policies_on_arguments.run(kept, *asked) == done
     lines = policies_on_arguments.table(done, [0, 1])
     assert len(lines) == 2 + len(policies_on_arguments.ROWS)
-    assert "| B | – | – | – |" in lines
+    assert "| B | – | – |" in lines
 
 
 def test_policies_on_real_texts_have_the_settings_of_those_on_made_up_ones(sizes: policies.Sizes) -> None:
