@@ -436,9 +436,8 @@ class Agent:
             if membership.number:
                 self._known_list.keep(membership.encoded)
             return membership
-        # As of its own date: a list that has run out meanwhile is refused when a round begins, not here.
-        fresh = Membership(membership.authority, verify=self._verify)
-        return fresh.accept(kept, MemberList.decode(kept).issued)
+        # Whatever its date: a list that has run out meanwhile is refused when a round begins, not here.
+        return Membership(membership.authority, verify=self._verify).know(kept)
 
     def _now(self) -> int:
         return int(self._clock())

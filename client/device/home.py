@@ -36,9 +36,9 @@ from penchant.client.vault.vault import Vault
 from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig, refuse_unread_head
 from penchant.common.crypto.entropy import SystemEntropy
 from penchant.common.data.preferences import Preference
-from penchant.common.errors import DeviceError, ProtocolError, UsageError
+from penchant.common.errors import DeviceError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
-from penchant.common.membership.identity import Identity, MemberList, Membership, authority_digest
+from penchant.common.membership.identity import Identity, Membership, authority_digest
 from penchant.common.settings import Section
 from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
@@ -163,10 +163,9 @@ class DeviceHome:
     def _newest(self, given: Membership) -> Membership:
         """The list of an answer, or the one that was known before where that is the same authority's and
         newer: an answer that was held back must bring no older one back."""
-        kept = self.vault.blob(MEMBERS)
         try:
-            known = Membership(given.authority).accept(kept, MemberList.decode(kept).issued)
-        except ProtocolError:  # none, or another authority's
+            known = Membership(given.authority).know(self.vault.blob(MEMBERS))
+        except MembershipError:  # none, or another authority's
             return given
         return known if known.number > given.number else given
 

@@ -111,8 +111,7 @@ def _malformed(sent: Sent) -> str | None:
         if not rules[f.name].fits(f):
             return f"{sent.kind}.{f.name} of type {f.type}, shape {f.shape} and {f.size} bytes"
     names = [f.name for f in sent.fields]
-    lacking = set(rules) - set(names)
-    if sorted(names) != sorted(rules) and (len(set(names)) < len(names) or lacking != SINCE_3.get(sent.kind)):
+    if sorted(names) not in (sorted(rules), sorted(set(rules) - SINCE_3.get(sent.kind, set()))):
         return f"{sent.kind} has the fields {', '.join(names) or 'none'}, where {', '.join(rules)} belong"
     explained = HEADER + sum(f.size + rules[f.name].prefix for f in sent.fields)
     if explained != sent.size:

@@ -7,9 +7,9 @@ of penchant, then the floor again. That twice: with training that takes no time 
 default model on Senate. Beside them the resident memory of every kind of process, and bytes a round.
 
 Exchanges of Flower cost seconds, most of them spent waiting between two looks for messages. All devices share
-this machine: what training takes is seven devices'
-work on its cores, and begins while the exchanges before the masked vector go by. On a busy machine all times
-are upper bounds. Writes fleet.json into --out (tests/bench/results), and the table in docs/runbook.md.
+this machine: what training takes is seven devices' work on its cores, and begins while the exchanges before
+the masked vector go by. On a busy machine all times are upper bounds. Writes fleet.json into --out
+(tests/bench/results), and the table in docs/runbook.md.
 """
 
 from __future__ import annotations

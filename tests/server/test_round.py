@@ -471,7 +471,6 @@ def test_a_device_that_goes_back_to_an_older_list_is_sent_the_newest_again(
         return honest(node, stage, payload)
 
     scene.grid.answer = answer
-    scene.devices[3].lists.clear()
     scene.federate()
     assert [log.survivors for log in scene.observed] == [4, 3, 4, 4]
     assert restored.lists.count(LIST) == 1
