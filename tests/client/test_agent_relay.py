@@ -57,7 +57,7 @@ print(" ".join(sorted(name for name in sys.modules if "." not in name or name.st
 def measured(program: str) -> tuple[int, set[str]]:
     """(most resident memory in kB, modules) of a fresh process that runs `program`."""
     done = subprocess.run(
-        [sys.executable, "-c", program + MEASURE], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", program + MEASURE], capture_output=True, text=True, timeout=300, check=True
     )
     rss, modules = done.stdout.splitlines()
     return int(rss), set(modules.split())

@@ -71,7 +71,7 @@ def test_nothing_else_can_be_called(served: AgentServer) -> None:
             "/grpc.health.v1.Health/Check",
         ):
             with pytest.raises(grpc.RpcError) as refused:
-                channel.unary_unary(path)(b"", timeout=5)
+                channel.unary_unary(path)(b"", timeout=60)
             assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
 
 
@@ -102,12 +102,12 @@ def test_junk_on_the_socket_and_in_envelopes_does_not_stop_it(served: AgentServe
         raw.sendall(junk)
     with grpc.insecure_channel(f"unix:{served.socket}") as channel:
         with suppress(grpc.RpcError):  # some junk is an envelope
-            channel.unary_unary("/penchant.agent.v1.Agent/Keys")(junk, timeout=5)
+            channel.unary_unary("/penchant.agent.v1.Agent/Keys")(junk, timeout=60)
         reply = channel.unary_unary(
             "/penchant.agent.v1.Agent/Status",
             request_serializer=Envelope.SerializeToString,
             response_deserializer=Envelope.FromString,
-        )(Envelope(payload=b"?"), timeout=5)
+        )(Envelope(payload=b"?"), timeout=60)
     assert reply.payload == echo("status", b"?")
 
 
@@ -122,7 +122,7 @@ def test_an_answer_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     release = threading.Event()
 
     def slow(stage: str, payload: bytes) -> bytes:
-        release.wait(20)
+        release.wait(60)
         return b"late"
 
     server = AgentServer(slow, tmp_path / "agent.sock")
@@ -343,13 +343,13 @@ def test_more_connections_than_the_system_allows_cost_codes_until_they_go(tmp_pa
             with suppress(BlockingIOError):
                 one.connect(str(path))
             crowd.append(one)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while remote("status", b"x") != encode(Abort(AbortCode.INTERNAL)):
             assert time.monotonic() < end
             time.sleep(0.1)
         for one in crowd:
             one.close()
         while remote("status", b"x") != MAGIC + b"x":
-            assert time.monotonic() < end + 20
+            assert time.monotonic() < end + 120
             time.sleep(0.1)
         assert process.poll() is None

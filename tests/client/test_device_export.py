@@ -93,7 +93,7 @@ def test_the_snippet_gives_the_same_scores_in_a_fresh_process(
         program = f"{code}\nimport sys\nfor t in {TEXTS!r}: print(score(*t))\n"
         program += "assert not any(name.startswith('penchant') for name in sys.modules)\n"
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120
+            [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=300
         )
         assert done.returncode == 0, done.stderr
         said = [float(line) for line in done.stdout.split()]

@@ -283,7 +283,7 @@ def command(home: Path, *words: str) -> list[str]:
 
 
 def typed(keys: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(home, *words), capture_output=True, text=True, input=keys, timeout=60)
+    return subprocess.run(command(home, *words), capture_output=True, text=True, input=keys, timeout=300)
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_a_key_is_enough_at_a_terminal_and_each_question_says_which_one_it_is(
                 said += process.stdout.read(1)
             wait_for("a key", lambda: not termios.tcgetattr(theirs)[3] & termios.ICANON, 30)
             os.write(ours, key)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=300)
     os.close(ours)
     os.close(theirs)
     assert (process.returncode, errors) == (0, b"")
@@ -376,7 +376,7 @@ def test_an_interrupt_keeps_what_was_answered(snacks: Path, tmp_path: Path) -> N
         while said.count(b"q >") < 2:
             said += process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=30)
+        rest, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, b"")
     assert b"1 choices recorded" in rest
     assert len(recorded(home)) == 1

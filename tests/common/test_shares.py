@@ -109,7 +109,7 @@ def test_rules_are_read_without_torch() -> None:
         "import sys\nfrom penchant.common.config import RunConfig\n"
         "RunConfig().adapter.rule\nsys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
 
 
 # --- a rule of somebody else's --------------------------------------------------------------------

@@ -348,7 +348,7 @@ def test_a_reply_that_comes_too_late_is_on_record(tmp_path: Path) -> None:
     gate = threading.Event()
 
     def slow(stage: str, payload: bytes) -> bytes:
-        gate.wait(30)
+        gate.wait(60)
         return encode(Status(True, 7, bytes(32)))
 
     with MessageRecorder(tmp_path) as wire:

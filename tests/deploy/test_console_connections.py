@@ -37,13 +37,13 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not server.started:
         assert time.monotonic() < end
         time.sleep(0.05)
     yield chosen
     server.should_exit = True
-    thread.join(20)
+    thread.join(120)
 
 
 def connect(port: int) -> socket.socket:

@@ -166,7 +166,7 @@ def test_the_console_does_not_read_the_words_for_people(
 ) -> None:
     """A run that fails, and an export that does: their reasons come as JSON, whatever people are told."""
     words = [*local.PROGRAM, "simulate", "--dataset", "sentae"]
-    said = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False).stderr
+    said = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False).stderr
     assert said.startswith("Oh no! unknown data set 'sentae'")
 
     location = started(operations, "wrong", config.replace("ROUNDS", "1").replace('"user"', '"nobody"'))

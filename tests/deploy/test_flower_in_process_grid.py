@@ -80,7 +80,7 @@ def test_of_messages_that_wait_none_is_in_memory_as_bytes(made: Make, monkeypatc
 
     def answer(index: int, stage: str, payload: bytes) -> bytes:
         begun.release()
-        go.wait(30)
+        go.wait(60)
         return payload
 
     monkeypatch.setattr(in_process_grid, "message_bytes", counted)
@@ -208,7 +208,7 @@ def test_a_request_that_the_server_changes_after_sending_arrives_as_it_was(made:
     gate = threading.Event()
 
     def answer(index: int, stage: str, payload: bytes) -> bytes:
-        gate.wait(10)
+        gate.wait(60)
         return payload
 
     grid = made(answering(answer))
@@ -255,7 +255,7 @@ def test_a_look_costs_as_many_steps_as_there_are_replies(made: Make) -> None:
 
     def answer(index: int, stage: str, payload: bytes) -> bytes:
         if index:
-            let_go.wait(30)
+            let_go.wait(60)
         return payload
 
     grid = made(answering(answer), clients=500, workers=2)
@@ -281,7 +281,7 @@ def test_what_an_exchange_left_behind_is_neither_kept_nor_served_before_the_next
     def answer(index: int, stage: str, payload: bytes) -> bytes:
         served.append(payload)
         if payload == b"first" and index == 0:
-            let_go.wait(30)
+            let_go.wait(60)
         return payload
 
     grid = made(answering(answer), clients=3, workers=1)
@@ -302,11 +302,11 @@ def test_who_is_too_slow_is_absent_and_keeps_nobody_waiting(made: Make) -> None:
 
     def answer(index: int, stage: str, payload: bytes) -> bytes:
         if index == 1:
-            gate.wait(10)
+            gate.wait(60)
         return payload
 
     grid = made(answering(answer))
-    replies = sent(grid, ask(1000), ask(1001), ask(1002), timeout=0.25)
+    replies = sent(grid, ask(1000), ask(1001), ask(1002), timeout=1.0)
     gate.set()
     assert set(replies) == {1000, 1002}
     assert set(sent(grid, ask(1001))) == {1001}  # the next message finds it well again
@@ -318,7 +318,7 @@ def test_what_was_not_begun_by_the_deadline_is_not_done_afterwards(made: Make) -
 
     def answer(index: int, stage: str, payload: bytes) -> bytes:
         served.append(index)
-        gate.wait(10)
+        gate.wait(60)
         return payload
 
     grid = made(answering(answer), workers=1)
@@ -333,14 +333,14 @@ def test_an_exchange_ends_at_its_deadline_too(made: Make) -> None:
 
     def answer(index: int, stage: str, payload: bytes) -> bytes:
         if (index, payload) == (1, b"first"):
-            gate.wait(10)
+            gate.wait(60)
         return payload
 
     grid = made(answering(answer))
-    wire = Exchange(grid, 0.25, "1.1")
+    wire = Exchange(grid, 1.0, "1.1")
     assert wire("keys", dict.fromkeys([1000, 1001], b"first")) == {1000: b"first"}
     gate.set()
-    assert Exchange(grid, 10.0, "1.1")("keys", {1000: b"2", 1001: b"2"}) == {1000: b"2", 1001: b"2"}
+    assert Exchange(grid, 60.0, "1.1")("keys", {1000: b"2", 1001: b"2"}) == {1000: b"2", 1001: b"2"}
 
 
 def test_a_fault_makes_one_client_unavailable_for_one_stage(made: Make) -> None:
@@ -351,7 +351,7 @@ def test_a_fault_makes_one_client_unavailable_for_one_stage(made: Make) -> None:
         return payload
 
     grid = made(answering(answer), fault=lambda node, kind: (node, stage_of(kind)) == (1001, "masked"))
-    wire = Exchange(grid, 10.0, "1.1")
+    wire = Exchange(grid, 60.0, "1.1")
     everybody = dict.fromkeys(grid.get_node_ids(), b"x")
     assert set(wire("keys", everybody)) == {1000, 1001, 1002}
     assert set(wire("masked", everybody)) == {1000, 1002}
@@ -370,18 +370,18 @@ def test_messages_that_were_not_begun_are_dropped_at_the_end(made: Make) -> None
     def answer(index: int, stage: str, payload: bytes) -> bytes:
         served.append(index)
         begun.set()
-        gate.wait(10)
+        gate.wait(60)
         return payload
 
     grid = made(answering(answer), workers=1)
     grid.push_messages([ask(1000), ask(1001), ask(1002)])
-    begun.wait(10)
+    begun.wait(60)
     closing = threading.Thread(target=grid.close)
     closing.start()
     while not grid._pool._shutdown:
         time.sleep(0.001)
     gate.set()
-    closing.join(10)
+    closing.join(60)
     assert served == [0]
 
 
@@ -399,7 +399,7 @@ def test_nobody_is_served_before_all_are_queued(made: Make) -> None:
 
     grid = made(answering(answer), workers=4)
     ids = list(grid.push_messages(messages()))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(served) < 50 and time.monotonic() < deadline:
         time.sleep(0.001)
     assert len(served) == len(set(ids)) == 50
@@ -412,7 +412,7 @@ def test_a_message_that_waited_beyond_its_time_to_live_is_dropped_unread(made: M
 
     def answer(index: int, stage: str, payload: bytes) -> bytes:
         served.append(payload.decode())
-        gate.wait(10)
+        gate.wait(60)
         return payload
 
     grid = made(answering(answer), workers=1)
@@ -427,7 +427,7 @@ def test_a_message_that_waited_beyond_its_time_to_live_is_dropped_unread(made: M
     time.sleep(0.05)
     gate.set()
     replies: list[Message] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(replies) < 2 and time.monotonic() < deadline:
         replies += grid.pull_messages(ids)
         time.sleep(0.001)

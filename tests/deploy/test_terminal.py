@@ -131,7 +131,7 @@ def test_a_traceback_steers_nothing_even_with_debug(tmp_path: Path) -> None:
     evil = tmp_path / "a\x1b[2Kb"
     ended = subprocess.run(
         [sys.executable, "-m", "penchant.deploy.cli.main", "audit", str(evil), "--debug"],
-        capture_output=True, check=False, text=True, timeout=120,
+        capture_output=True, check=False, text=True, timeout=300,
     )  # fmt: skip
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
@@ -222,7 +222,7 @@ def test_status_shows_reasons_and_names_of_others_in_clean_lines(tmp_path: Path)
     for more in ([], ["--json"]):
         ended = subprocess.run(
             [sys.executable, "-m", "penchant.deploy.cli.main", "server", "status", str(directory), *more],
-            capture_output=True, check=False, text=True, timeout=120,
+            capture_output=True, check=False, text=True, timeout=300,
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
         assert not any(mark in ended.stdout for mark in STEERS)

@@ -405,7 +405,7 @@ def test_a_provider_that_answers_nobody_keeps_nobody_from_a_password(
 
     def slow(*_: object) -> tuple[str, str]:
         began.release()
-        assert go.wait(30)
+        assert go.wait(60)
         raise HTTPError("The provider can’t be reached (ConnectTimeout).", status=502)
 
     monkeypatch.setattr(vouching, "begin", slow)
@@ -414,7 +414,7 @@ def test_a_provider_that_answers_nobody_keeps_nobody_from_a_password(
     with ThreadPoolExecutor(LOGINS) as pool:
         answers = [pool.submit(let_in.browser().get, "/login/provider") for _ in range(LOGINS)]
         try:
-            assert all(began.acquire(timeout=30) for _ in range(LOGINS))
+            assert all(began.acquire(timeout=60) for _ in range(LOGINS))
             assert let_in.browser().get("/login/provider").status_code == 503
             assert let_in.browser().login("olga").status_code == 303
         finally:

@@ -398,7 +398,7 @@ def test_a_flood_of_logins_leaves_places_for_those_who_are_known(
     def slow(password: str, kept: str) -> bool:
         if password == "a stranger's":
             began.release()
-            assert go.wait(30)
+            assert go.wait(60)
         return original(password, kept)
 
     monkeypatch.setattr(passwords, "check", slow)
@@ -410,7 +410,7 @@ def test_a_flood_of_logins_leaves_places_for_those_who_are_known(
     with ThreadPoolExecutor(LOGINS) as pool:
         answers = [pool.submit(console.browser().login, "vera", "a stranger's") for _ in range(LOGINS)]
         try:
-            assert all(began.acquire(timeout=30) for _ in range(LOGINS))
+            assert all(began.acquire(timeout=60) for _ in range(LOGINS))
             refused = console.browser().login("vera")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
             assert mine.login("olga").status_code == 303
@@ -437,7 +437,7 @@ def test_downloads_at_the_same_time_are_few(console: Console, monkeypatch: pytes
         def export(self, round: int) -> bytes:
             running.append(round)
             began.release()
-            assert go.wait(30)
+            assert go.wait(60)
             return b"zip"
 
     monkeypatch.setattr(console.operations, "releases", lambda place: Slow())
@@ -446,13 +446,13 @@ def test_downloads_at_the_same_time_are_few(console: Console, monkeypatch: pytes
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(first.get, path)
         try:
-            assert began.acquire(timeout=30)
+            assert began.acquire(timeout=60)
             again = Browser(console.app)
             again.client.cookies.update(first.client.cookies)
             mine = again.get(path)
             assert (mine.status_code, mine.headers["retry-after"]) == (429, "10")
             two = pool.submit(second.get, path)
-            assert began.acquire(timeout=30)
+            assert began.acquire(timeout=60)
             others = third.get(path)
             assert (others.status_code, others.headers["retry-after"]) == (503, "10")
             assert len(running) == 2

@@ -88,7 +88,7 @@ def running(server: uvicorn.Server) -> Iterator[str]:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(120)
 
 
 @contextmanager

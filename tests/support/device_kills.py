@@ -42,6 +42,7 @@ from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
 
 DEVICES = 4
+PATIENCE = 900.0  # seconds; on a machine that is busy with other things nothing here is soon done
 RUN = bytes(range(16))
 
 
@@ -150,9 +151,20 @@ class Fleet:
 
     def wait_for_a_complete_round(self) -> None:
         """Until one more round is finished with everybody in it."""
-        before, end = self.complete, time.monotonic() + 60
-        while self.complete == before and not self.errors:
-            assert time.monotonic() < end
+        before = self.complete
+        self.wait_until(lambda: self.complete > before)
+
+    def wait_for_a_training(self, notes: Path) -> None:
+        """Until the device has ended one more training of its own, which a round may have overtaken."""
+        before = _trainings(notes)
+        self.wait_until(lambda: _trainings(notes) > before)
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        """Until `reached()`, as long as the server plays."""
+        end = time.monotonic() + PATIENCE
+        while not reached():
+            assert not self.errors
+            assert time.monotonic() < end, (self.finished, self.announced.keys())
             time.sleep(0.01)
 
     # --- what must be true whenever the device is dead ------------------------------------------------
@@ -186,20 +198,12 @@ def server(fleet: Fleet) -> Iterator[None]:
         yield
     finally:
         fleet.stop.set()
-        thread.join(120)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 
-def wait_for_training(notes: Path) -> None:
-    """Until one more training is noted as kept."""
-    before, end = _trained(notes), time.monotonic() + 60
-    while _trained(notes) == before:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def _trained(notes: Path) -> int:
-    return notes.read_text().splitlines().count("trained")
+def _trainings(notes: Path) -> int:
+    return sum(line in ("trained", "overtaken") for line in notes.read_text().splitlines())
 
 
 def kill_again_and_again(
@@ -208,7 +212,7 @@ def kill_again_and_again(
     """-> (fleet, the round whose factor the device has at the end, what it noted as durable).
 
     A device dies `wait` seconds after its start; of five, one that long after it was in a whole round, and
-    one after it has trained, however slow the machine is.
+    one after a training of its own, however slow the machine is.
     """
     fleet, notes = Fleet(place, base), place / "notes"
     draw, newest = random.Random(5), 0
@@ -230,7 +234,7 @@ def kill_again_and_again(
                 if turn % 5 == 4:
                     fleet.wait_for_a_complete_round()
                 elif turn % 5 == 2:
-                    wait_for_training(notes)
+                    fleet.wait_for_a_training(notes)
                 time.sleep(wait(draw))
             finally:
                 os.kill(process, signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 Usage: killed_device.py HOME SOCKET NOTES. For each line on standard input it forks a device, which imports,
 trains and answers on its socket all at once, and says its process id once it serves. What is durable is noted
-in NOTES: "recorded N" after choice N, "trained".
+in NOTES: "recorded N" after choice N, "trained"; and "overtaken" where a round changed the model meanwhile.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def train(home: Device, notes: int, draw: random.Random) -> None:
     while True:
         try:
             home.train()
+            said = "trained"
         except PenchantError:  # a round finished meanwhile, say
-            continue
-        note(notes, "trained")
+            said = "overtaken"
+        note(notes, said)
         time.sleep(draw.uniform(0, 0.05))
 
 

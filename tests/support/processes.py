@@ -50,7 +50,7 @@ def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
     for member in family:
         if member.is_running():
             member.send_signal(how)
-    process.wait(20)
+    process.wait(120)
 
 
 def wait_for(what: str, true: Callable[[], bool], seconds: float) -> None:

@@ -103,4 +103,4 @@ def serving(receiver: WebServer | MailServer) -> Iterator[None]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(60)

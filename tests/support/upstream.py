@@ -49,7 +49,7 @@ class Upstream:
         if self.manner in plain:
             return plain[self.manner]
         if self.manner in ("slow", "waits"):
-            self.go.wait(30)
+            self.go.wait(60)
         count = several if self.manner in ("takes n", "waits") else 1
         start = 0 if self.manner == "takes n" else self._next()
         texts = [self.written[(start + place) % len(self.written)] for place in range(count)]
