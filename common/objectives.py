@@ -56,12 +56,15 @@ class Objective:
         losses: (margins, model.beta) -> losses [pairs], differentiable; a margin is the score of the chosen
             less that of the rejected response. None stands for -log σ(margin), the negative log-likelihood
             of a choice (Bradley and Terry 1952).
+        said: what a score is but for the factor model.beta, in a few words for the cards of exports; "" says
+            nothing.
     """
 
     name: str
     label: str
     implicit: Callable[[LogProbabilities, float], Tensor] | None = None
     losses: Callable[[Tensor, float], Tensor] | None = None
+    said: str = ""
 
     @property
     def has_head(self) -> bool:
@@ -135,12 +138,27 @@ def _to_a_target(margins: Tensor, beta: float) -> Tensor:
 _OWN = (
     Objective(name=REWARD, label="personal reward models"),  # Bradley and Terry over a score head
     # Rafailov et al., NeurIPS 2023: the same likelihood, of the implicit reward β log π/π_ref
-    Objective(name="dpo", label="personal policies (DPO)", implicit=_log_ratio),
+    Objective(
+        name="dpo",
+        label="personal policies (DPO)",
+        implicit=_log_ratio,
+        said="its log-probability with the adapter, less that without it",
+    ),
     # Azar et al., AISTATS 2024, equation 17, per token as in TRL: the loss then doesn't grow with the length
-    Objective(name="ipo", label="personal policies (IPO)", implicit=_mean_log_ratio, losses=_to_a_target),
+    Objective(
+        name="ipo",
+        label="personal policies (IPO)",
+        implicit=_mean_log_ratio,
+        losses=_to_a_target,
+        said="its mean log-probability per token with the adapter, less that without it",
+    ),
     # Meng et al., NeurIPS 2024: no reference; γ/β = 1/2, where their search for it begins
     Objective(
-        name="simpo", label="personal policies (SimPO)", implicit=_mean_likelihood, losses=_ahead_by_half
+        name="simpo",
+        label="personal policies (SimPO)",
+        implicit=_mean_likelihood,
+        losses=_ahead_by_half,
+        said="its mean log-probability per token with the adapter",
     ),
 )
 for _objective in _OWN:

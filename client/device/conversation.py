@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 from penchant.client.device.device import Device
@@ -21,20 +22,24 @@ class Conversation:
         device: the owner's.
         tokens: of an answer, at most.
         temperature: of sampling.
-        seed: with the same one the same messages get the same answers.
+        seed: with the same one the same messages get the same answers; None draws another one for each
+            conversation.
 
     Raises:
         UsageError: the device's model ranks and doesn't write. BaseModelError as loading.
     """
 
-    def __init__(self, device: Device, *, tokens: int = 256, temperature: float = 0.8, seed: int = 0) -> None:
+    def __init__(
+        self, device: Device, *, tokens: int = 256, temperature: float = 0.8, seed: int | None = None
+    ) -> None:
         self._generator = device.generator()
         self._reads_all = self._generator.templated or device.knows_conversations()
-        self._tokens, self._temperature, self._seed = tokens, temperature, seed
+        self._tokens, self._temperature, self._given = tokens, temperature, seed
         self._messages: list[Message] = []
-        self._turns = 0
+        self._seed = self._turns = 0
         self.left_out = 0
         """Messages at the beginning that the model has no room for any more."""
+        self.begin_anew()
 
     def answer(self, said: str, tell: Callable[[str], None]) -> str:
         """The answer to what the owner says; `tell` is given each piece of it as it is written.
@@ -61,7 +66,8 @@ class Conversation:
 
     def begin_anew(self) -> None:
         """Forget what was said."""
-        self._messages, self.left_out = [], 0
+        self._messages, self._turns, self.left_out = [], 0, 0
+        self._seed = secrets.randbits(31) if self._given is None else self._given
 
     def _has_room(self, messages: list[Message]) -> bool:
         return self._generator.length(messages) + self._tokens <= self._generator.most_tokens

@@ -420,9 +420,13 @@ Base model: `{export.base}`, penchant digest `{export.digest}`.
 
 ```python
 {snippet(export, ".")}```
+{_score_said(export)}"""
 
-A response's score is made of its log-probability with the adapter, less that without it, times {beta:g}.
-"""
+
+def _score_said(export: Export) -> str:
+    """What a policy's score is, where its objective says so."""
+    said = export.objective.said
+    return f"\nA response's score is {said}, times {export.model.beta:g}.\n" if said else ""
 
 
 def _release(export: Export) -> str:

@@ -449,11 +449,12 @@ class RewardModel:
     def scores(self, texts: Texts, effective: MergedWeights) -> Tensor:
         """Rewards [n] of n texts; differentiable in the factors and the head."""
         found = self.tail.forward(texts.packed, effective)
-        if texts.first is not None:
-            found = found[texts.first]
         if self.objective.implicit is not None:
-            return self.objective.implicit(LogProbabilities(*found.unbind(1)), self.beta)
-        return self._scaled(found) @ effective.head[0]
+            scores = self.objective.implicit(LogProbabilities(*found.unbind(1)), self.beta)
+        else:
+            scores = self._scaled(found) @ effective.head[0]
+        # After the product: rows of a matrix that are alike can differ by a bit in it.
+        return scores if texts.first is None else scores[texts.first]
 
     def margins(self, prepared: PreparedPairs, effective: MergedWeights) -> Tensor:
         """Reward of the chosen minus that of the rejected response, [pairs]."""

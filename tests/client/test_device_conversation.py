@@ -116,6 +116,16 @@ def test_what_the_model_has_no_room_for_is_left_out_from_the_beginning(device: D
     assert conversation.left_out == 0
 
 
+def test_who_begins_anew_gets_the_same_answers_with_a_seed_and_others_without(device: Device) -> None:
+    for seed in (3, None):
+        conversation = Conversation(device, tokens=6, seed=seed)
+        before, first = conversation._seed, conversation.answer("on vote 99", lambda piece: None)
+        conversation.begin_anew()
+        assert (conversation._seed == before) is (seed is not None)
+        if seed is not None:
+            assert conversation.answer("on vote 99", lambda piece: None) == first
+
+
 def test_an_answer_that_is_cut_short_was_not_given(device: Device) -> None:
     def stops(piece: str) -> None:
         raise KeyboardInterrupt

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.tiny_models import write_tiny_model
 
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import ConfigError
@@ -144,6 +147,18 @@ def test_texts_that_are_read_alike_have_one_score_to_the_bit(tiny_model, kind: s
     assert torch.equal(ranked[0:20:4], ranked[2:20:4])
     assert len(set(ranked.tolist())) == 5 + 2
     assert reward_model(tiny_model(kind), adapter).prepare(pairs).texts.count == 15 + 2  # nothing is cut
+
+
+def test_rewards_of_one_text_are_one_number_however_wide_the_head_is(tmp_path: Path) -> None:
+    """A product of equal rows with a vector differs by a bit between rows from 64 numbers a row on."""
+    write_tiny_model("bert", tmp_path, hidden_size=128)
+    model = reward_model(tmp_path)
+    draws = torch.Generator().manual_seed(5)
+    effective = factors(model)
+    effective = replace(effective, head=torch.randn(effective.head.shape, generator=draws))
+    for count in range(2, 9):
+        same = model.scores(model.prepare_texts([("", "the budget")] * count + [("", "a tax")]), effective)
+        assert len(set(same.tolist())) == 2, count
 
 
 def test_each_distinct_text_is_encoded_once(tiny_model) -> None:

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from penchant.client.learning.best_of_n import Generator
 from penchant.client.learning.model_cache import ModelCache
+from penchant.common.data.preferences import comparison_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "experiments"))
@@ -86,7 +89,7 @@ def test_all_rows_are_measured_once_and_a_broken_off_run_goes_on(
     assert policies.run(tmp_path / "made", kept, sizes, [0.5], [0], rows) == done
     text = policies.table(done, [0.5], [0, 1])
     assert text.count("\n|") == 2 + len(policies.ROWS)
-    assert "| B | – | – | – | – | – | 0 |" in text
+    assert "| B | – | – | – | – | – | – | 0 |" in text
     assert text.startswith("Agreement 0.5, float32:")
     with pytest.raises(SystemExit, match="rows of other sizes"):
         policies.kept_rows(kept, dataclasses.replace(sizes, people=4))
@@ -108,7 +111,9 @@ def test_what_was_written_is_kept_and_the_judge_learns_from_other_choices(
     assert policies.written(tmp_path, sizes, cache) == {}
     path.write_text(json.dumps(texts))
     people = policies.People(tmp_path, sizes, 0.5, 0, cache)
-    other = policies.choosers(texts, people.tastes, sizes, 0, 2)
+    other = policies.choosers(texts, people.tastes, sizes, 0, 2, people.choices)
+    seen = {comparison_of(pair) for pair in policies._pairs_of(people.choices)}
+    assert not seen & {comparison_of(pair) for pair in policies._pairs_of(other)}
     for one, two in zip(people.choices.people, other.people, strict=True):
         assert one.train != two.train
         tested = {p.prompt for p in one.test}
@@ -123,9 +128,53 @@ def test_the_page_has_a_place_for_the_table(tmp_path: Path) -> None:
     assert re.search(r"<!-- policies -->\nAgreement 0:", changed)
 
 
-def test_the_base_model_is_a_policy_that_adds_nothing(sizes: policies.Sizes) -> None:
-    base = policies.base_model(sizes, ModelCache())
-    assert policies._log_ratios(base, [("Suggest a walk. ", "By the river."), ("Why? ", "No.")]) == [0, 0]
+def test_the_base_model_is_a_policy_that_is_no_way_from_itself(sizes: policies.Sizes, tmp_path: Path) -> None:
+    people = policies.People(tmp_path, sizes, 0.5, 0, ModelCache())
+    writer = Generator.of(policies.base_model(sizes, ModelCache()))
+    texts, apart = policies.written_by(writer, people.reference, people.asked, sizes.tokens, 3)
+    assert apart == [0, 0]
+    by_product = writer.responses_to_all(
+        people.asked, 1, seed=3, tokens=sizes.tokens, temperature=1.0, top_k=policies.ALL_WORDS
+    )
+    assert [[text] for text in texts] == by_product
+
+
+def test_the_distance_of_a_policy_is_that_of_all_words_at_each_token(
+    sizes: policies.Sizes, tmp_path: Path
+) -> None:
+    """Beside a slow reference: one response alone, without padding, token by token."""
+    people = policies.People(tmp_path, sizes, 0.5, 0, ModelCache())
+    moved = policies.models_of(people.policies("AB"))[0]
+    writer, asked = Generator.of(moved), [*people.asked, "A much longer request than the others are. "]
+    _, apart = policies.written_by(writer, people.reference, asked, 6, 3)
+    assert min(apart) > 0
+    inputs = writer._encoded(asked)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(3)
+        rows = writer._model.generate(
+            **inputs, do_sample=True, top_k=0, temperature=1.0, max_new_tokens=6, pad_token_id=writer._pad
+        )
+        for row, mask, far in zip(rows, inputs["attention_mask"], apart, strict=True):
+            prompt = row[: len(mask)][mask.bool()]
+            seen, total = prompt, 0.0
+            for token in row[len(mask) :]:
+                ours, theirs = (
+                    torch.log_softmax(one(input_ids=seen[None]).logits[0, -1], -1)
+                    for one in (writer._model, people.reference)
+                )
+                total += float((ours.exp() * (ours - theirs)).sum())
+                seen = torch.cat([seen, token[None]])
+                if int(token) in writer._ends:
+                    break
+            assert far == pytest.approx(total, abs=1e-4)
+
+
+def test_wins_at_equal_length_are_those_that_length_does_not_bring() -> None:
+    longer = [-1.0, -0.5, 0.0, 0.5, 1.0]
+    assert policies.at_equal_length([0, 0.25, 0.5, 0.75, 1], longer) == pytest.approx(0.5)
+    assert policies.at_equal_length([1, 1, 1, 1, 1], longer) == pytest.approx(1)
+    assert policies.at_equal_length([0.5, 0.75, 1, 1], [1, 2, 3, 3]) == pytest.approx(0.25, abs=0.05)
+    assert policies.at_equal_length([1, 0], [0.0, 0.0]) == 0.5
 
 
 def test_sizes_are_flags() -> None:
@@ -208,7 +257,8 @@ def test_the_best_of_one_gains_nothing_and_a_proxy_keeps_its_own_promise_of_more
     assert points.keys() == {row}
     assert len(points[row]["got"]) == sizes.people
     text = over_optimisation.table({"0.5 0": {"by_n": curves, "policies": points}}, [0.5], [0])
-    assert "Agreement 0.5, 3 people:" in text
+    assert "Agreement 0.5, 3 people, seeds: 1" in text
+    assert re.search(r"With the largest n \d of 3 \(personal\) and \d of 3 \(global\) got less", text)
     assert text.count("\n| A, the default |") == 1
     assert over_optimisation.MARKS.search((ROOT / "docs" / "policies.md").read_text(encoding="utf-8"))
 
@@ -241,7 +291,7 @@ def test_devices_take_part_day_by_day(
     month = online.Month(
         days=2, choices=3, people=3, shown=3, candidates=4, judged=6, base_model=str(tiny_model("bert"))
     )
-    people = online.town(tmp_path, TEXTS, month, 0, ModelCache())
+    people = online.town(tmp_path, TEXTS, month, 0, 0, ModelCache())
     found = online.month_of(people, way, tmp_path, month)
     assert len(found["accuracy"]) == len(found["recorded"]) == month.days
     assert all(0 <= value <= 1 for value in found["accuracy"])
@@ -260,7 +310,13 @@ def test_a_month_is_measured_once_and_shown(tmp_path: Path, monkeypatch: pytest.
     done = online.run(tmp_path, tmp_path / "online.json", TEXTS, month, [0, 1], ["ask"])
     monkeypatch.setattr(online, "month_of", lambda *given: pytest.fail("measured twice"))
     assert online.run(tmp_path, tmp_path / "online.json", TEXTS, month, [0, 1], ["ask"]) == done
-    assert "| picks on the ask page | 0.500 ± 0.000 | 0.750 ± 0.000 | 6 | 2 |" in online.table(done, [1, 2])
+    assert "| picks on the ask page | 0.500 ± 0.000 | 0.750 ± 0.000 | 6 | 2, 2 |" in online.table(
+        done, [1, 2]
+    )
+    other = {"accuracy": [0.6, 0.65], "recorded": [3.0, 6.0]}  # another draw of the first seed's people
+    found = online.curves(done | {"ask 0 1": other}, [1, 2])["ask"]
+    assert [round(day["mean"], 3) for day in found] == [0.525, 0.725]
+    assert found[0]["se"] == pytest.approx(0.025)
     assert online.MARKS.search((ROOT / "docs" / "policies.md").read_text(encoding="utf-8"))
 
 

@@ -16,7 +16,7 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig
 from penchant.common.errors import BaseModelError, ConfigError
-from penchant.common.objectives import OBJECTIVES
+from penchant.common.objectives import OBJECTIVES, objective
 from penchant.common.shares import SHARES, share_rule
 from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
@@ -156,7 +156,11 @@ def test_a_personal_policy_is_a_plain_adapter_of_a_causal_model(
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "penchant.json",
     ]  # fmt: skip
-    assert "AutoModelForCausalLM" in (folder / "README.md").read_text("utf-8")
+    card = (folder / "README.md").read_text("utf-8")
+    assert "AutoModelForCausalLM" in card
+    said = "A response's score is its log-probability with the adapter, less that without it, times"
+    assert said in card
+    assert "less that without" not in objective("simpo").said, "it has no reference"
     tokenizer = AutoTokenizer.from_pretrained(tiny_writer("llama"))
     causal = AutoModelForCausalLM.from_pretrained(tiny_writer("llama"), dtype=torch.float32)
     policy = PeftModel.from_pretrained(causal, str(folder)).eval()

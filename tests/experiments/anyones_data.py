@@ -6,7 +6,7 @@ margins' variance 10, 50 and 90 % come of a taste that all have. Senate, senate-
 recipes of their own; the others run with what anybody has who brings a file. --shares: the rows. Runs are
 those of `penchant simulate` without masks, which change no sum. The row of the default has, for each set, the
 share that somebody gets who asks for none; the row of the oracle, what made-up people's own tastes rank
-right.
+right; that of the longer text, what somebody ranks right who learns nothing and takes the longer of two.
 
 --part validation scores on the validation part, on which settings may be chosen; test, the default, is for
 one run at the end. --json keeps the runs, and the same command goes on where it stopped; --page FILE writes
@@ -29,7 +29,7 @@ import torch
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
-from penchant.common.data.preferences import Federation
+from penchant.common.data.preferences import Federation, Person, Preference
 from penchant.common.data.splits import Sizes
 from penchant.common.errors import ConfigError
 from penchant.common.shares import share_rule
@@ -53,6 +53,7 @@ SETS: Mapping[str, Mapping[str, Any]] = {
     "alike-90": {},
 }
 MADE_UP = 200  # people of each such set
+LONGER = "the longer text"  # a row that learns nothing
 SIZES = Sizes(pairs=20, validation_pairs=20, test_pairs=60)
 SHARES = ("AB", "none", "A", "B", "kernel", "lore", "mixed", "common")
 MANY = 50  # training pairs: of people with more, the mean is said apart
@@ -100,6 +101,17 @@ def measured(config: RunConfig, cache: ModelCache, people: Federation | None = N
     return found
 
 
+def longer(people: Sequence[Person], part: str = "test") -> float:
+    """Mean over people of the share of their pairs whose chosen text has more words; half where it has as
+    many. part: of the pairs."""
+    return statistics.fmean(statistics.fmean(map(_longer, getattr(one, part))) for one in people)
+
+
+def _longer(pair: Preference) -> float:
+    ahead = len(pair.chosen.split()) - len(pair.rejected.split())
+    return 0.5 + 0.5 * ((ahead > 0) - (ahead < 0))
+
+
 def _judged(config: RunConfig) -> Federation:
     """The set's people; on validation, those who have held-out choices."""
     agreement = agreement_of(config.data.dataset)
@@ -133,10 +145,19 @@ class Runs:
             except ConfigError as error:
                 raise SystemExit(f"{name}, {share}: {error}") from None
             found["cpu_seconds"] = round(time.process_time() - began)
-            self._done[f"{name} {share} {seed} {part}"] = found
-            kept = json.dumps(self._done, indent=0, sort_keys=True) + "\n"
-            self._path.write_text(kept, encoding="utf-8")
+            self._keep(name, share, seed, part, found)
             print(f"{name} {share} {seed}: {found}", flush=True)
+
+    def count_longer(self, name: str, seed: int, part: str, folder: Path | None) -> None:
+        """How often the longer text is the chosen one, unless it is known."""
+        if self.of(name, LONGER, seed, part) is None:
+            people = _judged(settings(name, folder, default_share(name), seed, part)).people
+            self._keep(name, LONGER, seed, part, {"macro": longer(people, part), "people": len(people)})
+
+    def _keep(self, name: str, share: str, seed: int, part: str, found: Run) -> None:
+        self._done[f"{name} {share} {seed} {part}"] = found
+        kept = json.dumps(self._done, indent=0, sort_keys=True) + "\n"
+        self._path.write_text(kept, encoding="utf-8")
 
     def default_row(self, names: Sequence[str], seeds: Sequence[int], part: str) -> str:
         """The default of each set in Markdown, as `row`, and which share that is."""
@@ -153,7 +174,8 @@ class Runs:
         for name in names:
             found = [run for seed in seeds if (run := self.of(name, share, seed, part)) is not None]
             cells.append(shown([run["macro"] for run in found]))
-        return f"| {method(share)} | {' | '.join(cells)} |"
+        label = share if share == LONGER else method(share)
+        return f"| {label} | {' | '.join(cells)} |"
 
     def worse(self, share: str, names: Sequence[str], seeds: Sequence[int], part: str) -> str:
         """People served worse than by the run's own model for all, beyond noise, of all seeds' people."""
@@ -189,7 +211,8 @@ def table(runs: Runs, names: Sequence[str], shares: Sequence[str], seeds: Sequen
     """The whole table, in Markdown; in brackets how many seeds."""
     lines = [f"| {part} part | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [runs.row(share, names, seeds, part) for share in shares]
-    lines += [runs.default_row(names, seeds, part), oracle_row(names, seeds, part)]
+    lines += [runs.default_row(names, seeds, part), runs.row(LONGER, names, seeds, part)]
+    lines.append(oracle_row(names, seeds, part))
     lines += [runs.worse(share, names, seeds, part) for share in shares if share_rule(share).spread]
     return "\n".join(lines) + "\n"
 
@@ -220,6 +243,7 @@ def main() -> None:
     if not given.only_show:
         for seed in seeds:  # a first seed of everything comes before a second
             for name in names:
+                runs.count_longer(name, seed, given.part, given.data)
                 for share in shares:
                     runs.do(name, share, seed, given.part, given.data)
     text = table(runs, names, shares, seeds, given.part)

@@ -7,7 +7,7 @@ Five ways to come to choices:
 
 - ask: on the ask page's desk the owner's model ranks four responses to a prompt, and the owner picks one.
 - corrections: the same, but where it is the first nothing is recorded.
-- random: the owner answers which of two responses, drawn at random, they like better.
+- random: the owner answers which of two responses, drawn at random, they like better; none is asked twice.
 - active: the same, of the pairs that would tell most about the owner (`Device.learner`).
 - offline: what `random` has recorded by the end of the month is there before the first round.
 
@@ -45,7 +45,7 @@ from penchant.client.agent.flower_app import build_app
 from penchant.client.device.device import Device
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
-from penchant.common.data.preferences import Preference
+from penchant.common.data.preferences import Preference, comparison_of
 from penchant.common.membership.identity import Membership
 from penchant.deploy.device_page.asking import AskDesk
 from penchant.deploy.fleet.authority import AuthorityStore
@@ -105,7 +105,7 @@ class Owner:
         elif way == "active":
             self._answer_most_telling()
         else:
-            self.device.record(self._answered(self._pair()) for _ in range(self._month.choices))
+            self.device.record([self._answered(pair) for pair in self._questions(self._month.choices)])
 
     def _ask(self, *, confirms: bool) -> None:
         request = self._request()
@@ -118,7 +118,7 @@ class Owner:
             self._desk.pick(asked.mark, liked)
 
     def _answer_most_telling(self) -> None:
-        candidates = list(dict.fromkeys(self._pair() for _ in range(self._month.candidates)))
+        candidates = self._questions(self._month.candidates)
         learner = self.device.learner(candidates)
         for _ in range(self._month.choices):
             index = learner.question()
@@ -127,6 +127,15 @@ class Owner:
             answer = self._answered(candidates[index])
             learner.answer(index, answer == candidates[index])
             self.device.record([answer])
+
+    def _questions(self, count: int) -> list[Preference]:
+        """That many pairs, none of which was answered before, in either order."""
+        found: dict[tuple[str, frozenset[str]], Preference] = {}
+        for _ in range(50):  # whoever has answered almost all is asked less
+            drawn = [self._pair() for _ in range(count - len(found))]
+            for pair in self.device.store.unanswered(drawn):
+                found.setdefault(comparison_of(pair), pair)
+        return list(found.values())
 
     def _request(self) -> str:
         return list(self._likes)[int(self._rng.integers(len(self._likes)))]
@@ -202,8 +211,9 @@ def settings(month: Month) -> RunConfig:
     return RunConfig().changed({**recipe("online", share), **own})
 
 
-def town(folder: Path, texts: Texts, month: Month, seed: int, cache: ModelCache) -> Town:
-    """Devices in `folder`, each with its owner."""
+def town(folder: Path, texts: Texts, month: Month, seed: int, again: int, cache: ModelCache) -> Town:
+    """Devices in `folder`, each with its owner. again: another one, other questions and answers of the same
+    people, judged by the same pairs."""
     config, authority = settings(month), AuthorityStore.init(folder / "authority")
     tastes = Tastes.draw(list(itertools.chain(*texts.values())), month.people, month.agreement, seed)
     asked = list(texts)
@@ -221,8 +231,9 @@ def town(folder: Path, texts: Texts, month: Month, seed: int, cache: ModelCache)
         (home / "policy.toml").write_text(policy, encoding="utf-8")
         device.join(authority.issue(device.request()).encode(), authority.digest)
         learned = {request: own for request, own in likes.items() if request not in held}
-        owners.append(Owner(device, learned, rng, month))
         judged.append(_judging({request: likes[request] for request in held}, rng, month.judged))
+        own = np.random.default_rng([seed, 21, person, again]) if again else rng
+        owners.append(Owner(device, learned, own, month))
     return Town(authority, owners, judged, config, cache)
 
 
@@ -281,19 +292,25 @@ def play(run: ServerRun, agents: Sequence[Agent]) -> None:
 
 
 def run(
-    folder: Path, kept: Path, texts: Texts, month: Month, seeds: Sequence[int], ways: Sequence[str]
+    folder: Path,
+    kept: Path,
+    texts: Texts,
+    month: Month,
+    seeds: Sequence[int],
+    ways: Sequence[str],
+    draws: Sequence[int] = (0,),
 ) -> dict[str, Any]:
-    """Measure what `kept` does not hold yet; -> way and seed -> curves by day."""
+    """Measure what `kept` does not hold yet; -> way, seed and draw -> curves by day."""
     done: dict[str, Any] = json.loads(kept.read_text("utf-8"))["rows"] if kept.exists() else {}
     cache = ModelCache()
-    for seed, way in itertools.product(seeds, ways):
-        key = f"{way} {seed}"
+    for again, seed, way in itertools.product(draws, seeds, ways):
+        key = f"{way} {seed} {again}"
         if key in done:
             continue
-        place = folder / f"month-{way}-{seed}"
+        place = folder / f"month-{way}-{seed}-{again}"
         if place.exists():
             raise SystemExit(f"{place} was begun and not finished; remove it")
-        done[key] = month_of(town(place, texts, month, seed, cache), way, place, month)
+        done[key] = month_of(town(place, texts, month, seed, again, cache), way, place, month)
         table = {"month": asdict(month), "rows": done}
         kept.write_text(json.dumps(table, indent=0, sort_keys=True) + "\n", encoding="utf-8")
         print(key, [round(value, 3) for value in done[key]["accuracy"]], flush=True)
@@ -301,26 +318,35 @@ def run(
 
 
 def curves(done: Mapping[str, Any], days: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """Way -> at each of `days` the accuracy over seeds."""
+    """Way -> at each of `days` the accuracy over seeds, each one's the mean of its draws."""
     found = {}
     for way in LOOKS:
-        own = [row["accuracy"] for key, row in done.items() if key.split()[0] == way]
-        if own:
-            found[way] = [summary([one[day - 1] for one in own]) for day in days]
+        towns: dict[str, list[Sequence[float]]] = {}
+        for key, row in done.items():
+            one, seed, _ = key.split()
+            if one == way:
+                towns.setdefault(seed, []).append(row["accuracy"])
+        means = [np.mean(own, axis=0) for own in towns.values()]
+        if means:
+            found[way] = [summary([float(one[day - 1]) for one in means]) for day in days]
     return found
 
 
 def table(done: Mapping[str, Any], days: Sequence[int]) -> str:
     """In Markdown."""
     lines = [
-        "| choices by | " + " | ".join(f"day {day}" for day in days) + " | recorded in the month | seeds |",
+        "| choices by | "
+        + " | ".join(f"day {day}" for day in days)
+        + " | recorded in the month | seeds, draws |",
         "|---" * (len(days) + 3) + "|",
     ]
     for way, rows in curves(done, days).items():
         own = [row for key, row in done.items() if key.split()[0] == way]
         recorded = float(np.mean([row["recorded"][-1] for row in own]))
         cells = [_told(row) for row in rows]
-        lines.append(f"| {LOOKS[way].label} | {' | '.join(cells)} | {recorded:.0f} | {len(own)} |")
+        seeds = {key.split()[1] for key in done if key.split()[0] == way}
+        of_each = f"{len(seeds)}, {len(own)}"
+        lines.append(f"| {LOOKS[way].label} | {' | '.join(cells)} | {recorded:.0f} | {of_each} |")
     return "\n".join(lines) + "\n"
 
 
@@ -333,6 +359,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="keeps what was written, and the devices")
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--draws", default="0", help="of questions and answers of the same people")
     parser.add_argument("--people", type=int, default=Month.people)
     parser.add_argument("--ways", default=",".join(LOOKS))
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -343,7 +370,8 @@ def main() -> None:
     month = replace(Month(), people=given.people)
     texts = written(given.folder, Sizes(), ModelCache())
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    done = run(given.folder, given.out / "online.json", texts, month, seeds, given.ways.split(","))
+    ways, draws = given.ways.split(","), [int(one) for one in given.draws.split(",")]
+    done = run(given.folder, given.out / "online.json", texts, month, seeds, ways, draws)
     days = [day for day in SHOWN if day <= month.days]
     text = table(done, days)
     print(text)

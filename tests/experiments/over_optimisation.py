@@ -114,8 +114,8 @@ def _above(values: Sequence[float], means: Sequence[float]) -> float:
 
 
 def table(done: Mapping[str, Any], agreements: Sequence[float], seeds: Sequence[int]) -> str:
-    """In Markdown: for each degree of agreement, gains by n and of policies; ± one standard error over people
-    of all seeds."""
+    """In Markdown: for each degree of agreement, gains by n and of policies, mean ± one standard error over
+    seeds: people of one seed have a part of their tastes alike, and the same responses."""
     lines: list[str] = []
     for agreement in agreements:
         found = [one for seed in seeds if (one := done.get(f"{agreement:g} {seed}"))]
@@ -123,20 +123,33 @@ def table(done: Mapping[str, Any], agreements: Sequence[float], seeds: Sequence[
             continue
         people = sum(len(one["by_n"]["personal"]["got"][0]) for one in found)
         lines += [
-            f"Agreement {agreement:g}, {people} people:",
+            f"Agreement {agreement:g}, {people} people, seeds: {len(found)}",
             "",
             "| best of | KL, nats | personal: promised | got | global: promised | got |",
             "|---|---|---|---|---|---|",
         ]
         for place, n in enumerate(NUMBERS[: min(len(one["by_n"]["personal"]["got"]) for one in found)]):
             cells = [
-                _told([gain for one in found for gain in one["by_n"][proxy][what][place]])
+                _told([statistics.fmean(one["by_n"][proxy][what][place]) for one in found])
                 for proxy in PROXIES
                 for what in ("promised", "got")
             ]
             lines.append(f"| {n} | {nats(n):.2f} | {' | '.join(cells)} |")
-        lines += ["", *_policy_rows(found)]
+        lines += ["", _left_behind(found), "", *_policy_rows(found)]
     return "\n".join(lines).rstrip() + "\n" if lines else "Not run yet.\n"
+
+
+def _left_behind(found: Sequence[Mapping[str, Any]]) -> str:
+    """How many people get less with the largest n than with a smaller one, or less than the mean response."""
+    fewer, below = [], []
+    for proxy in PROXIES:
+        got = np.concatenate([np.array(one["by_n"][proxy]["got"]) for one in found], axis=1)  # [n, people]
+        fewer.append(f"{int((got[-1] < got.max(axis=0)).sum())} of {got.shape[1]} ({proxy})")
+        below.append(f"{int((got[-1] < 0).sum())} ({proxy})")
+    return (
+        f"With the largest n {' and '.join(fewer)} got less than with a smaller one, "
+        f"and {' and '.join(below)} less than the mean response is worth to them."
+    )
 
 
 def _policy_rows(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -145,7 +158,7 @@ def _policy_rows(found: Sequence[Mapping[str, Any]]) -> list[str]:
         own = [one["policies"][row] for one in found if row in one["policies"]]
         if own:
             kl = statistics.fmean(one["kl"] for one in own)
-            gains = [_told([gain for one in own for gain in one[what]]) for what in ("promised", "got")]
+            gains = [_told([statistics.fmean(one[what]) for one in own]) for what in ("promised", "got")]
             rows.append(f"| {row} | {kl:.2f} | {' | '.join(gains)} |")
     head = ["| policy | KL, nats | promised | got |", "|---|---|---|---|"]
     return [*head, *rows, ""] if rows else []

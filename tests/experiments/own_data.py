@@ -9,7 +9,8 @@ for a whole cohort at once, without devices, masks and messages, so that a run t
 counts of held-out choices, by the server's own rule, and says how the winner and the others do in the end.
 
 --depths asks how deep to read: the same heads on the states after each block of the base model, and on those
-after two blocks side by side, with 20 training pairs a person at most, and with 200.
+after two blocks side by side, with 20 training pairs a person at most, and with 200; and beside them
+what somebody ranks right who learns nothing and takes the longer of two texts.
 
 --sets: `senate`, `jester` and `arguments`; the last two need --data FOLDER, in which each has a folder of its
 name. --depths has three more: `alike-10`, `alike-50` and `alike-90`, made-up people as those of
@@ -45,7 +46,7 @@ from penchant.server.journal import RoundLog
 from penchant.server.standing import going_on, standing
 from penchant.server.stopping import ends_with
 
-from anyones_data import MADE_UP, SIZES, agreement_of  # isort: skip
+from anyones_data import LONGER, MADE_UP, SIZES, agreement_of, longer  # isort: skip
 from many_people import taught  # isort: skip
 
 PAST = 0.75  # of all items; what follows is the test part of everybody
@@ -394,6 +395,10 @@ def depths(
                 done[key] = {k: round(v, 4) for k, v in run(setting, *parts, seed).items()}
                 print(key, done[key], flush=True)
             keep(done, given.json)
+    for name, seed in itertools.product(names, seeds):
+        if (key := f"{name} {seed} {LONGER}") not in done:
+            done[key] = {"accuracy": round(longer(people_of(name, given.data, seed)), 4)}
+            keep(done, given.json)
 
 
 @functools.lru_cache(1)
@@ -407,7 +412,7 @@ def _said(blocks: Sequence[int]) -> str:
 
 
 def depth_table(done: Mapping[str, Mapping[str, float]], names: Sequence[str], seeds: Sequence[int]) -> str:
-    """In Markdown: after blending, mean over seeds, with 20 pairs and with 200."""
+    """In Markdown: after blending, mean over seeds, with 20 pairs and with 200; and who learns nothing."""
     lines = [f"| blocks, rule | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for label, blocks in itertools.product(DEEP, BLOCKS):
         cells = []
@@ -423,6 +428,11 @@ def depth_table(done: Mapping[str, Mapping[str, float]], names: Sequence[str], s
             means = [f"{statistics.fmean(own):.3f}" for own in found if own]
             cells.append(", ".join(means) or "–")
         lines.append(f"| {_said(blocks)}, {label.removesuffix(', stops')} | {' | '.join(cells)} |")
+    cells = []
+    for name in names:
+        seen = [one["accuracy"] for seed in seeds if (one := done.get(f"{name} {seed} {LONGER}"))]
+        cells.append(f"{statistics.fmean(seen):.3f}" if seen else "–")
+    lines.append(f"| {LONGER} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

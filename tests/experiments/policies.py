@@ -5,7 +5,9 @@ what can be measured of a text (`FEATURES`): length, formality, lists, hedging, 
 that all have alike, of --agreements, and one of its own. People choose between two responses to a request by
 Bradley and Terry, and train policies by DPO under several share rules, or a reward model that takes the best
 of n. Then each writes for requests that nobody has seen, and is judged beside the base model: by the taste
-itself, and by the reward model of the same person that was trained on other choices of theirs.
+itself, as it is and as it would be at equal length, and by the reward model of the same person that was
+trained on choices between other texts. The texts to choose between are the same for every seed; tastes,
+choices and what policies write are not.
 
 A row that was measured is kept in --json; the same command goes on where it stopped. What each row wrote,
 and its people's models, are kept in DIR (tests/experiments/over_optimisation.py reads them). --page FILE
@@ -22,7 +24,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +44,7 @@ from penchant.client.learning.best_of_n import Generator
 from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
-from penchant.common.data.preferences import Federation, Person, Preference
+from penchant.common.data.preferences import Federation, Person, Preference, comparison_of
 from penchant.deploy.owner_policy import fleet_policy
 from penchant.deploy.recipes import recipe
 from penchant.deploy.simulation.world import SimulationSetup
@@ -58,7 +60,7 @@ SHARES = {
     "ffa": "ffa",
 }
 ROWS = ("base", "best of n", *SHARES)
-FIGURES = ("accuracy", "teacher", "judge", "kl", "words")
+FIGURES = ("accuracy", "teacher", "level", "judge", "kl", "words")
 DECIDED = 0.5  # difference in utility below which nobody chooses
 SHARPNESS = 3.0  # standard deviation of a person's utility over the responses
 ALL_WORDS = 1 << 20  # top-k beyond any vocabulary: what is drawn is the model's own distribution
@@ -162,6 +164,7 @@ class Tastes:
 
 
 Texts = dict[str, list[str]]
+Comparison = tuple[str, frozenset[str]]  # as `comparison_of`
 
 
 def base_model(sizes: Sizes, cache: ModelCache) -> MergedModel:
@@ -225,8 +228,14 @@ def policy_settings(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def choosers(texts: Texts, tastes: Tastes, sizes: Sizes, seed: int, draw: int) -> Federation:
-    """Everybody's choices; the last quarter of the requests is for test. draw: another one, other choices."""
+def choosers(
+    texts: Texts, tastes: Tastes, sizes: Sizes, seed: int, draw: int, others: Federation | None = None
+) -> Federation:
+    """Everybody's choices; the last quarter of the requests is for test.
+
+    draw: another one, other choices. others: no pair of theirs is compared, whoever it is that has it.
+    """
+    known = {comparison_of(pair) for pair in _pairs_of(others)} if others else set()
     utilities = {request: tastes.utilities(own) for request, own in texts.items()}
     asked = list(texts)
     held = asked[-max(len(asked) // 4, 1) :]
@@ -234,7 +243,7 @@ def choosers(texts: Texts, tastes: Tastes, sizes: Sizes, seed: int, draw: int) -
     people = []
     for person in range(sizes.people):
         rng = np.random.default_rng([seed, draw, person])
-        seen: set[frozenset[str]] = set()
+        seen = known.copy()
         found = []
         for among, count in parts:
             own: list[Preference] = []
@@ -252,12 +261,12 @@ def _chosen(
     person: int,
     among: Sequence[str],
     rng: np.random.Generator,
-    seen: set[frozenset[str]],
+    seen: set[Comparison],
 ) -> list[Preference]:
     """One choice by Bradley and Terry; none where two texts are about the same, or were compared before."""
     request = among[int(rng.integers(len(among)))]
     one, other = rng.choice(len(texts[request]), 2, replace=False)
-    pair = frozenset((request, texts[request][one], texts[request][other]))
+    pair = comparison_of(Preference(request, texts[request][one], texts[request][other]))
     margin = utilities[request][person, one] - utilities[request][person, other]
     if pair in seen or abs(margin) < DECIDED:
         return []
@@ -265,6 +274,11 @@ def _chosen(
     if rng.random() > 1 / (1 + math.exp(-margin)):
         one, other = other, one
     return [Preference(request, texts[request][one], texts[request][other])]
+
+
+def _pairs_of(people: Federation) -> Iterator[Preference]:
+    for one in people.people:
+        yield from (*one.train, *one.validation, *one.test)
 
 
 # --- one world of people ----------------------------------------------------------------------------------
@@ -279,6 +293,7 @@ class People:
         all_texts = [text for own in self._texts.values() for text in own]
         self.tastes = Tastes.draw(all_texts, sizes.people, agreement, seed)
         self.name = f"agree{agreement:g}-seed{seed}"
+        self.draws = 2000 + 1000 * seed  # where the seeds of what is written begin
         self.asked = requests(TESTED)[: sizes.tested]
 
     @cached_property
@@ -287,8 +302,8 @@ class People:
 
     @cached_property
     def judge(self) -> list[MergedModel]:
-        """Everybody's reward model, of choices that no row was trained on."""
-        others = choosers(self._texts, self.tastes, self.sizes, self._seed, 2)
+        """Everybody's reward model, of choices between other texts than any row was trained on."""
+        others = choosers(self._texts, self.tastes, self.sizes, self._seed, 2, self.choices)
         return models_of(self._trained(self._reward(), others, "judge"))
 
     @cached_property
@@ -300,6 +315,12 @@ class People:
     def global_ranker(self) -> Trained:
         """One reward model for all, of the same choices."""
         return self._trained({**self._reward(), "adapter.share": "AB"}, self.choices, "reward-AB")
+
+    @cached_property
+    def reference(self) -> Any:
+        """transformers' language model without factors."""
+        base = base_model(self.sizes, self._cache)
+        return base.model.language_model(base.weights)
 
     def policies(self, share: str) -> Trained:
         """Everybody's policy under a share rule."""
@@ -382,36 +403,76 @@ def _of_policies(people: People, share: str) -> tuple[dict[str, float], list[lis
     trained = people.policies(share)
     texts, apart = [], []
     for number, model in enumerate(models_of(trained)):
-        made = drawn(Generator.of(model), people.asked, people.sizes, 2000 + number, 1)
-        own = [one[0] for one in made]
+        writer, seed = Generator.of(model), people.draws + number
+        own, far = written_by(writer, people.reference, people.asked, people.sizes.tokens, seed)
         texts.append(own)
-        apart += _log_ratios(model, list(zip(people.asked, own, strict=True)))
+        apart += far
     return {"accuracy": trained.accuracy()["personal"], "kl": statistics.fmean(apart)}, texts
 
 
-def _log_ratios(model: MergedModel, texts: list[tuple[str, str]]) -> list[float]:
-    """log π/π_ref of each (prompt, response); over a policy's own responses their mean estimates its KL."""
-    with torch.no_grad():
-        found = model.model.tail.forward(model.model.prepare_texts(texts).packed, model.weights)
-    return [float(policy - reference) for policy, reference, _ in found]
+@torch.no_grad()
+def written_by(
+    generator: Generator, reference: Any, asked: list[str], tokens: int, seed: int
+) -> tuple[list[str], list[float]]:
+    """One response of a policy to each prompt, and each one's KL(π || π_ref) in nats.
+
+    The KL is over the tokens as they were drawn, before a text is cut to whole sentences, and at each token
+    that of the two whole distributions: chance has only how a response goes on (Rao and Blackwell; Amini,
+    Vieira and Cotterell 2025). reference: transformers' language model without factors.
+    """
+    policy, inputs = generator._model, generator._encoded(asked)
+    start = inputs["input_ids"].shape[1]
+    how = {"temperature": 1.0, "top_k": 0, "max_new_tokens": tokens, "pad_token_id": generator._pad}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        rows = policy.generate(**inputs, **how, do_sample=True)  # [n, prompt + response]
+    ends, drawn = generator._ends, rows[:, start:]
+    ended = torch.isin(drawn, torch.tensor(sorted(ends)))
+    there = ended.cumsum(1) - ended.long() == 0  # up to the first end, and that one too
+    mask = torch.cat([inputs["attention_mask"], there.long()], dim=1)
+    ours, theirs = (_log_probabilities(one, rows, mask, start) for one in (policy, reference))
+    apart = (ours.exp() * (ours - theirs)).sum(2) * there  # [n, tokens]
+    texts = [generator._text(row.tolist(), ends) or "." for row in drawn]
+    return texts, apart.sum(1).tolist()
+
+
+def _log_probabilities(model: Any, rows: torch.Tensor, mask: torch.Tensor, start: int) -> torch.Tensor:
+    """Of every word at every place from `start` on, [n, tokens, words]."""
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=rows, attention_mask=mask, position_ids=places).logits[:, start - 1 : -1]
+    return torch.log_softmax(logits.float(), dim=-1)
 
 
 def _wins(people: People, texts: Sequence[Sequence[str]]) -> dict[str, float]:
     """How often a person would rather have what is written for them than what the base wrote first: by the
     taste, and by the judge; and how many words it has."""
     first = [own[0] for own in people.base]
-    teacher, judge = [], []
+    teacher, longer, judge = [], [], []
     for person, (own, model) in enumerate(zip(texts, people.judge, strict=True)):
         for asked, ours, theirs in zip(people.asked, own, first, strict=True):
             utilities = people.tastes.utilities([ours, theirs])[person]
             teacher.append(_won(*utilities))
+            longer.append(_length(ours) - _length(theirs))
             judge.append(_won(*model.scores([(asked, ours), (asked, theirs)])))
     words = [len(_WORD.findall(text)) for own in texts for text in own]
     return {
         "teacher": statistics.fmean(teacher),
+        "level": at_equal_length(teacher, longer),
         "judge": statistics.fmean(judge),
         "words": statistics.fmean(words),
     }
+
+
+def _length(text: str) -> float:
+    return math.log1p(len(_WORD.findall(text)))
+
+
+def at_equal_length(won: Sequence[float], longer: Sequence[float]) -> float:
+    """The part of wins where `longer` is nothing, by least squares: what is not won by length alone (as
+    Dubois et al., *Length-Controlled AlpacaEval*, COLM 2024, by a line)."""
+    if max(longer) == min(longer):
+        return statistics.fmean(won)
+    return float(statistics.linear_regression(longer, won).intercept)
 
 
 def _won(ours: float, theirs: float) -> float:
@@ -434,12 +495,13 @@ def table(done: Mapping[str, Mapping[str, Any]], agreements: Sequence[float], se
         lines += [
             f"Agreement {agreement:g}{formats and ', '}{formats}:",
             "",
-            "| row | accuracy | wins, teacher | wins, other reward model | KL, nats | words | seeds |",
-            "|---|---|---|---|---|---|---|",
+            "| row | accuracy | wins, teacher | at equal length | wins, other reward model "
+            "| KL, nats | words | seeds |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for row in ROWS:
             found = [one for seed in seeds if (one := done.get(key_of(agreement, seed, row)))]
-            cells = [_told([one[figure] for one in found]) for figure in FIGURES]
+            cells = [_told([one[figure] for one in found if figure in one]) for figure in FIGURES]
             lines.append(f"| {row} | {' | '.join(cells)} | {len(found)} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

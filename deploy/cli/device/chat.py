@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,12 +46,7 @@ def chat(
 
     device = open_device(home, passphrase)
     with working("loading your model"):
-        conversation = Conversation(
-            device,
-            tokens=tokens,
-            temperature=temperature,
-            seed=secrets.randbits(31) if seed is None else seed,
-        )
+        conversation = Conversation(device, tokens=tokens, temperature=temperature, seed=seed)
     if device.standing().newer:
         notice("newer choices are not in the model: `penchant device train`")
     say(f"{QUIT} or Ctrl-D ends it, {ANEW} begins anew, Ctrl-C stops an answer")
