@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penchant.client.agent.accepted_runs import Entered, admit, check_roster, check_survivors
+from penchant.client.agent.kept_model import Model, kept_with
 from penchant.client.agent.known_lists import KnownList, ListInVault
 from penchant.client.agent.open_attempt import AttemptsInMemory, OpenAttempts
 from penchant.client.agent.owner import Choices, Owner, member_identity
@@ -54,20 +54,17 @@ from penchant.common.model.factors import Split
 from penchant.common.printable import one_line
 from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
 from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, Contribution, UpdateLayout
-from penchant.common.wire.codec import AtMost, decode, encode, encode_record
+from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import (
-    MAX_FACTORS,
-    MAX_PLAN,
     Abort,
     AbortCode,
     Announce,
-    Digest,
     Hello,
     Status,
     abort_code,
 )
 
-__all__ = ["Agent", "Choices", "Model"]
+__all__ = ["Agent", "Choices"]
 
 log = logging.getLogger(__name__)
 
@@ -86,15 +83,6 @@ class _Task:
     layout: UpdateLayout
     shared: Vector
     start: Vector  # of the personal part
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The shared factors that a personal part belongs to, as they were announced, with their plan."""
-
-    base: Digest
-    plan: Annotated[bytes, AtMost(MAX_PLAN)]
-    factors: Annotated[bytes, AtMost(MAX_FACTORS)]
 
 
 class _NotAdmittedError(Exception):
@@ -319,7 +307,7 @@ class Agent:
         vector = task.layout.with_noise(vector, noise)
         after, reply = self._participant(task.policy).mask(state, payload, vector)
         self._vector = task.layout.parts(task.split)
-        model = Model(announce.base, announce.plan, announce.factors)
+        model = Model(announce.base, announce.plan, announce.factors) if self._keep_model else None
         entry = LedgerEntry.of(announce.run, announce.round, announce.attempt, cost.rho)
         # Durable before the vector leaves, whatever becomes of the attempt.
         self._vault.stage(
@@ -327,7 +315,7 @@ class Agent:
             announce.round,
             announce.attempt,
             personal,
-            encode_record(model) if self._keep_model else b"",
+            kept_with(model, None if isinstance(made, str) else made.blend),
             why=why,
             charge=partial(self._vault.privacy.charge, entry=entry, cost=cost),
         )

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from penchant.client.agent.agent import Agent, Model
+from penchant.client.agent.agent import Agent
+from penchant.client.agent.kept_model import Model, blend_of, kept_with, model_of
 from penchant.client.agent.owner import member_identity
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device.conversation_form import learned_from_conversations
@@ -40,9 +41,12 @@ from penchant.client.device.privacy_report import PrivacyReport, privacy_report
 from penchant.client.device.ranked import Ranked
 from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.best_of_n import Generator
+from penchant.client.learning.blend import blended
+from penchant.client.learning.chosen import Blend
 from penchant.client.learning.doubt import Doubt, doubt_of, numbers_kept
 from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.laplace import Laplace, probability
+from penchant.client.learning.local_round import judged_on
 from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import ModelCache, PlannedModel, device_models
 from penchant.client.learning.newcomer import fit_newcomer, prior_of
@@ -69,7 +73,6 @@ from penchant.common.membership.release_manifest import ReleaseAsk, ReleaseManif
 from penchant.common.model.davidson import habits_of, nu_of
 from penchant.common.model.reward import Reading
 from penchant.common.settings import build_section
-from penchant.common.wire.codec import decode_record, encode_record
 from penchant.common.wording import counted
 
 __all__ = [
@@ -129,6 +132,7 @@ class Standing:
         gone: how many choices and ties of then are there no more: they were taken back, or turned round (the
             turned one is newer).
         other_settings: whether it was trained here alone, and model.toml says something else by now.
+        blend: which model is in use, and why; None where there was nothing to choose between.
     """
 
     newer: int
@@ -136,6 +140,7 @@ class Standing:
     why_not: str = ""
     gone: int = 0
     other_settings: bool = False
+    blend: Blend | None = None
 
     def notes(self) -> list[str]:
         """What the owner should know of it, a sentence each; none where all is as it should be."""
@@ -149,6 +154,7 @@ class Standing:
             ),
             (self.other_settings, OTHER_SETTINGS),
             (self.why_not, self.why_not),
+            (self.blend and self.blend.percent < 100, self.blend.words() if self.blend else ""),
         ]
         return [sentence for holds, sentence in said if holds]
 
@@ -210,6 +216,7 @@ class Report:
     refused: tuple[tuple[str, str, str], ...]
     left: tuple[tuple[str, int, int], ...]  # (name, count, total bytes) of everything that ever left
     quality: Quality | None  # None without held-out choices, or without a base model
+    blend: Blend | None  # which model is in use, and why; None where there was nothing to choose between
     unknown: str  # why the quality is not known
     disk: DiskUse
     disk_most: int | None  # bytes that the owner allows the vault; None when policy.toml can't be read
@@ -274,7 +281,10 @@ class Device(DeviceHome):
         else:
             first = start if kept is None else kept
             personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(planned.plan))
-        context = encode_record(_context(planned, factors))
+        blend = None
+        if run != ALONE and planned.split.spread_tensor and (held := judged_on(choices.validation)):
+            personal, blend = blended(trainer, shared, start, personal, planned.model.prepare(held))
+        context = kept_with(_context(planned, factors), blend)
         kept_as = self.vault.keep_personal(run, number, personal, context, version=version)
         tell("finding out how sure it is")
         self._fit_errors(choices.train, marks, kept_as)
@@ -294,16 +304,18 @@ class Device(DeviceHome):
         latest, about, other = self.vault.latest(), self._about(), self._other_settings()
         if latest is None or not latest[1].vector.size:
             return Standing(0, errors=False)
+        blend = blend_of(latest[1].context)
         if about is None:
             return Standing(
                 0,
                 errors=False,
                 why_not=f"no errors are known of this model: {TRAIN}, or `rank --fit-errors`",
                 other_settings=other,
+                blend=blend,
             )
         why_not = "" if about.errors else "the personal part is too large for errors to be computed"
         then, now = marks_of(about.marks), marks_of(self.store.marks())
-        return Standing(len(now - then), about.errors, why_not, len(then - now), other)
+        return Standing(len(now - then), about.errors, why_not, len(then - now), other, blend)
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
         """The responses, the one that the owner would like most first. DataError without any."""
@@ -464,6 +476,7 @@ class Device(DeviceHome):
             refused=tuple(self.vault.refusals()),
             left=tuple(self.vault.sent()),
             quality=quality,
+            blend=blend_of(latest[1].context) if latest else None,
             unknown=unknown,
             disk=self.vault.disk_use(),
             disk_most=self._disk_most(),
@@ -655,7 +668,7 @@ class Device(DeviceHome):
         KnownFleets.of(self.vault.blob).refuse_set_back(manifest)  # at once, and once more when it is kept
         contents = manifest.contents
         planned, factors = checked_release(contents, data, policy, self._model_cache)
-        context = encode_record(_context(planned, factors))
+        context = kept_with(_context(planned, factors), None)
         row = len(context) + 4 * planned.split.personal.size
         room = Room(row=row, most=policy.max_disk_mb << 20, runs=policy.keep_runs, what="release")
         self.vault.keep_release(contents.round, context, noted(signed, manifest, now), room, version=version)
@@ -746,7 +759,7 @@ class Device(DeviceHome):
         if latest is None or not latest[1].context:
             return self._begun_alone()
         run, kept = latest
-        model = decode_record(kept.context, Model)
+        model = model_of(kept.context)
         planned = self._model_cache.of(Plan.decode(model.plan, canonical=False))
         known = kept.vector.size == planned.split.personal.size  # not where what was learned was forgotten
         if run == ALONE and not known:
@@ -766,7 +779,7 @@ class Device(DeviceHome):
         latest = self.vault.latest()
         if latest is None or not latest[1].context or (latest[0] == ALONE and not latest[1].vector.size):
             return self._alone()
-        return Plan.decode(decode_record(latest[1].context, Model).plan, canonical=False)
+        return Plan.decode(model_of(latest[1].context).plan, canonical=False)
 
     def _begun_alone(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
         """As `_model`: what model.toml asks for now, before anything is learned."""
@@ -779,7 +792,7 @@ class Device(DeviceHome):
         if latest is None or latest[0] != ALONE or not latest[1].vector.size:
             return False
         try:
-            trained = Plan.decode(decode_record(latest[1].context, Model).plan, canonical=False)
+            trained = Plan.decode(model_of(latest[1].context).plan, canonical=False)
             return trained != self._alone()
         except PenchantError:  # of one of the two, which are then not the same; training says what is wrong
             return True
@@ -789,7 +802,7 @@ class Device(DeviceHome):
         spread, or whose rule can't be found any more."""
         for context in filter(None, self.vault.contexts()):
             try:
-                plan = Plan.decode(decode_record(context, Model).plan, canonical=False)
+                plan = Plan.decode(model_of(context).plan, canonical=False)
             except PenchantError:
                 return True
             if plan.adapter.rule.spread is not None:

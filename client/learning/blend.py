@@ -14,18 +14,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.client.learning.chosen import CHANCE, Blend, chance_of
 from penchant.client.learning.outcome import Outcome
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.model.factors import Vector
 from penchant.common.model.reward import PreparedPairs
 
-__all__ = ["BLENDS", "CHANCE", "blended", "chance_of", "leads", "with_vote"]
+__all__ = ["BLENDS", "blended", "leads", "with_vote"]
 
 BLENDS = (1.0, 0.5, 0.0)
 """Parts of the personal deviation that are tried; the first one stands unless another is clearly better."""
-
-CHANCE = 0.05
-"""How likely chance may be to give another blend its lead, at most."""
 
 _STEP = 0.5  # the most that one vote moves the logarithm of the spread
 
@@ -46,25 +44,18 @@ def with_vote(
 
 def blended(
     trainer: LocalTrainer, shared: Vector, start: Vector, personal: Vector, held_out: PreparedPairs
-) -> Vector:
+) -> tuple[Vector, Blend]:
     """The personal part, or it halfway or all the way back to the population's model, its `start`: whichever
-    ranks most held-out choices right, if its lead over the personal part is beyond chance."""
+    ranks most held-out choices right, if its lead over the personal part is beyond chance. -> It, and why."""
     tried = [(start + np.float32(part) * (personal - start)).astype(np.float32) for part in BLENDS]
     right = [trainer.margins(shared, one, held_out) > 0 for one in tried]
     best = max(range(len(BLENDS)), key=lambda at: (int(right[at].sum()), -at))
     ahead, behind = leads(right[best], right[0])
-    return tried[best] if chance_of(ahead, behind) <= CHANCE else personal
+    taken = best if chance_of(ahead, behind) <= CHANCE else 0
+    used, most = (round(100 * BLENDS[place]) for place in (taken, best))
+    return tried[taken] if taken else personal, Blend(used, most, ahead, behind, len(held_out))
 
 
 def leads(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[int, int]:
     """Of what both judged, how many only `one` has right, and how many only `other`."""
     return int((one & ~other).sum()), int((other & ~one).sum())
-
-
-def chance_of(ahead: int, behind: int) -> float:
-    """How likely chance alone is to give one model so great a lead over another, or a greater one, where only
-    the one is right `ahead` times and only the other `behind` times: the exact one-sided sign test (McNemar).
-    """
-    count = ahead + behind
-    ways = sum(math.comb(count, k) for k in range(ahead, count + 1))
-    return ways / (1 << count)

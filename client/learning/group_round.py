@@ -95,8 +95,10 @@ def _closed(
     for job, outcome in zip(jobs, trainer.refit(_learners(jobs, pairs)), strict=True):
         if isinstance(outcome, Outcome) and planned.split.spread_tensor and judged_on(job.held_out):
             held_out = planned.model.prepare(judged_on(job.held_out))
-            own = blended(planned.trainer(job.start), job.shared, job.start, outcome.personal, held_out)
-            outcome = replace(outcome, personal=own)
+            own, blend = blended(
+                planned.trainer(job.start), job.shared, job.start, outcome.personal, held_out
+            )
+            outcome = replace(outcome, personal=own, blend=blend)
         made.append(outcome)
     ends = [
         one.personal if isinstance(one, Outcome) else job.personal

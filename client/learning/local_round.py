@@ -44,10 +44,10 @@ def work(
     if planned.plan.phase == "close":
         outcome = trainer.refit(shared, begin, prepared, seed)
         if weighs:
-            own = blended(
+            own, blend = blended(
                 trainer, shared, start, outcome.personal, planned.model.prepare(judged_on(held_out))
             )
-            outcome = replace(outcome, personal=own)
+            outcome = replace(outcome, personal=own, blend=blend)
         judged = _judged(trainer, planned, shared, outcome.personal, held_out)
     else:
         judged = _judged(trainer, planned, shared, personal, held_out)

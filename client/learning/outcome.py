@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from penchant.client.learning.chosen import Blend
 from penchant.common.model.factors import Vector
 from penchant.common.secagg.update_vector import Contribution
 
@@ -38,7 +39,8 @@ class Outcome:
     shared_update: trained minus received shared vector, float32 [d_shared];
     personal: the new personal vector, float32 [d_personal];
     weight: number of choices; before: counts of the model it started from, on the training pairs;
-    steps: optimiser steps taken; judged: counts on the pairs held out, none if it was not judged.
+    steps: optimiser steps taken; judged: counts on the pairs held out, none if it was not judged;
+    blend: how much of the personal part's deviation was left, None where there was nothing to choose between.
     """
 
     shared_update: Vector = field(repr=False)
@@ -47,6 +49,7 @@ class Outcome:
     before: Counts
     steps: int
     judged: Counts = Counts(0, 0, 0.0)
+    blend: Blend | None = None
 
     @property
     def loss_sum(self) -> float:

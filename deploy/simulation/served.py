@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from penchant.client.learning.blend import chance_of
+from penchant.client.learning.chosen import chance_of
 
 __all__ = ["ALPHA", "Served", "Versus", "beyond_noise", "served"]
 

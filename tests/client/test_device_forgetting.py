@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 from support.command_line import device_command
 
-from penchant.client.agent.agent import Model
+from penchant.client.agent.kept_model import Model, model_of
 from penchant.client.device.device import Device, Forgotten
 from penchant.client.device.home import OfflineConfig
 from penchant.client.device.preference_store import KEYS as CHOICE_KEYS
@@ -135,7 +135,7 @@ def test_in_a_run_the_personal_part_is_a_newcomers_on_the_choices_that_are_left(
     factors = np.frombuffer(model_of_a_run(device).factors, "<f4").copy()
     train = [p for p in choices()[0] if not held_out(p)]
     run, vector, kept = personal(device)
-    assert (run, kept) == (RUN, context)
+    assert (run, model_of(kept)) == (RUN, model_of(context))
     assert np.array_equal(vector, fit_newcomer(planned, factors, train))
     assert device.vault.personal(OLD) is None  # an older run's had learned from them as well
     device.vault.settle(RUN, [(2, 1)])

@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from penchant.client.learning.blend import blended, chance_of, leads, with_vote
+from penchant.client.agent.kept_model import Model, blend_of, kept_with, model_of
+from penchant.client.learning.blend import blended, leads, with_vote
+from penchant.client.learning.chosen import Blend, chance_of
 from penchant.client.learning.outcome import Outcome
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import TrainingConfig
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.step_memory import Portion
 from penchant.common.shares import Factor, Head, Part, ShareRule, Spread, Start
+from penchant.common.wire.codec import encode_record
 
 RULE = ShareRule(  # a score m + d for each unit of a text's number, d one's own
     name="line",
@@ -158,21 +163,22 @@ def test_chance_is_the_exact_sign_test() -> None:
 
 
 @pytest.mark.parametrize(
-    ("held_out", "kept"),
+    ("held_out", "kept", "why"),
     [
-        ([1.0] * 5, 0.0),  # right only without the deviation: 5 to 0, one chance in 32
-        ([1.0] * 4, 1.0),  # 4 to 0 is chance
-        ([-1.0] * 20, 1.0),
-        ([1.0, -1.0] * 20, 1.0),  # as many either way
-        ([], 1.0),
+        ([1.0] * 5, 0.0, Blend(0, 0, 5, 0, 5)),  # right only without the deviation: one chance in 32
+        ([1.0] * 4, 1.0, Blend(100, 0, 4, 0, 4)),  # 4 to 0 is chance
+        ([-1.0] * 20, 1.0, Blend(100, 100, 0, 0, 20)),
+        ([1.0, -1.0] * 20, 1.0, Blend(100, 100, 0, 0, 40)),  # as many either way
+        ([], 1.0, Blend(100, 100, 0, 0, 0)),
     ],
 )
 def test_the_deviation_gives_way_where_held_out_choices_say_so_beyond_chance(
-    held_out: list[float], kept: float
+    held_out: list[float], kept: float, why: Blend
 ) -> None:
     """The population scores by 1, the person by 1 - 2 = -1; halfway all scores are 0, and nothing right."""
-    own = blended(trainer(), numbers(1.0, 0.0), NONE, numbers(-2.0), pairs(*held_out))
+    own, blend = blended(trainer(), numbers(1.0, 0.0), NONE, numbers(-2.0), pairs(*held_out))
     assert own.tolist() == [-2.0 * kept]
+    assert blend == why
 
 
 def test_halfway_can_be_best() -> None:
@@ -184,5 +190,47 @@ def test_halfway_can_be_best() -> None:
             return torch.as_tensor(prepared.differences) * (1.0 - (score + 0.5).abs())
 
     made = LocalTrainer(Shifted(), SPLIT, TrainingConfig())  # type: ignore[arg-type]
-    own = blended(made, numbers(1.0, 0.0), NONE, numbers(-3.0), pairs(*[1.0] * 5))
+    own, blend = blended(made, numbers(1.0, 0.0), NONE, numbers(-3.0), pairs(*[1.0] * 5))
     assert own.tolist() == [-1.5]
+    assert blend == Blend(50, 50, 5, 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("blend", "said"),
+    [
+        (
+            Blend(100, 100, 0, 0, 12),
+            "the person's own model is in use: no other ranks more of 12 held-out choices right",
+        ),
+        (
+            Blend(100, 0, 4, 1, 12),
+            "the person's own model is in use: everybody's model ranks 4 of 12 held-out choices right that "
+            "the own one has wrong, and 1 the other way round, "
+            "but chance alone makes such a lead in 19 of 100 cases",
+        ),
+        (
+            Blend(50, 50, 9, 1, 30),
+            "the model halfway to everybody's is in use: it ranks 9 of 30 held-out choices right that the "
+            "own one has wrong, and 1 the other way round; "
+            "chance alone makes such a lead in 1.1 of 100 cases",
+        ),
+    ],
+)
+def test_which_model_is_in_use_is_said_with_its_reason(blend: Blend, said: str) -> None:
+    assert blend.words() == said
+    assert "12" not in repr(blend), "what choices say is in no log"
+
+
+@given(st.binary(max_size=40), st.integers(0, 100), st.integers(1, 2**32 - 1))
+def test_a_blend_is_kept_with_its_model_and_takes_the_same_room_whatever_it_is(
+    factors: bytes, percent: int, judged: int
+) -> None:
+    model, blend = Model(bytes(32), b"plan", factors), Blend(percent, 0, judged, 3, judged)
+    for one in (model, None):
+        context, other = kept_with(one, blend), kept_with(one, None)
+        assert len(context) == len(other)
+        assert (blend_of(context), blend_of(other)) == (blend, None)
+        if one is not None:
+            assert model_of(context) == model_of(other) == model
+    earlier = encode_record(model)  # by 0.3 and before
+    assert (model_of(earlier), blend_of(earlier), blend_of(b"")) == (model, None, None)

@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
-from penchant.client.learning.blend import BLENDS, CHANCE, chance_of
+from penchant.client.learning.blend import BLENDS
+from penchant.client.learning.chosen import CHANCE, chance_of
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Person, Preference

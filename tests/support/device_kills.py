@@ -20,8 +20,8 @@ from flwr.app import Context
 from support.killed_device import BATCH, choice
 from support.scene import signed_for
 
-from penchant.client.agent.agent import Model
 from penchant.client.agent.flower_app import Answer, build_app
+from penchant.client.agent.kept_model import model_of
 from penchant.client.agent.socket import RemoteAgent
 from penchant.client.device.device import Device
 from penchant.client.device.home import OfflineConfig
@@ -30,7 +30,7 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import RoundFailed
 from penchant.common.membership.identity import Membership
 from penchant.common.settings import section_table
-from penchant.common.wire.codec import decode, decode_record
+from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Announce
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.flower.in_process_grid import InProcessGrid
@@ -181,7 +181,7 @@ class Fleet:
             assert newest == 0
             return 0
         kept = latest[1]
-        model = decode_record(kept.context, Model)
+        model = model_of(kept.context)
         assert np.isfinite(kept.vector).all()
         assert kept.round in self.finished
         assert model.factors == self.announced[kept.round, self.finished[kept.round]]

@@ -403,6 +403,8 @@ def print_quality(report: Report) -> None:
         f"held-out choices ranked right: personal {personal.correct} of {personal.total}, "
         f"global {common.correct} of {common.total}"
     )
+    if report.blend is not None:
+        say(report.blend.words())
     if personal.ties:
         say(
             f"held-out ties, which are in none of these: {personal.ties}; expected by the personal model "

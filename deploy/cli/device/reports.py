@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from penchant.client.device.privacy_report import PrivacyReport
 from penchant.client.device.taking_part import TakingPart
+from penchant.client.learning.chosen import Blend
 from penchant.client.learning.outcome import Counts
 from penchant.client.vault.budget import DiskUse
 from penchant.client.vault.run_ledger import KnownRun
@@ -143,6 +144,39 @@ class ReleaseReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelChosen:
+    """What was chosen between the owner's own model, everybody's, and the one halfway between.
+
+    Attributes:
+        own_percent: how much of what is the owner's own is in use: 100, 50 or 0.
+        best_percent: of the model that ranked most held-out choices right.
+        ahead: how many of these that one alone has right, against the owner's own model.
+        behind: how many only the owner's own has right.
+        of: how many were held out.
+        says: all of it in words.
+    """
+
+    own_percent: int
+    best_percent: int
+    ahead: int
+    behind: int
+    of: int
+    says: str
+
+    @classmethod
+    def of_blend(cls, blend: Blend) -> Self:
+        """As the device has kept it."""
+        return cls(
+            own_percent=blend.percent,
+            best_percent=blend.tried,
+            ahead=blend.ahead,
+            behind=blend.behind,
+            of=blend.judged,
+            says=blend.words(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceStatus:
     """A device at a glance.
 
@@ -164,6 +198,7 @@ class DeviceStatus:
         rounds_joined: in how many rounds of all runs the device took part.
         runs: the runs that asked for it.
         held_out_right: how the "personal" and the "global" model do on the held-out choices.
+        model_chosen: which model was chosen for the owner, and why; none where there was no choice.
         why_unknown: why that is not known.
         other_settings: whether the model was trained alone, and model.toml says something else by now.
         left: everything that ever left the device.
@@ -190,6 +225,7 @@ class DeviceStatus:
     rounds_joined: int
     runs: tuple[AskedRun, ...]
     held_out_right: Mapping[str, RightAnswers] | None
+    model_chosen: ModelChosen | None
     why_unknown: str | None
     other_settings: bool
     left: tuple[LeftPart, ...]
@@ -220,6 +256,7 @@ class DeviceStatus:
             rounds_joined=report.rounds_joined,
             runs=tuple(AskedRun.of(run, report.each_run) for run in report.runs),
             held_out_right=None if quality is None else _right(quality),
+            model_chosen=None if report.blend is None else ModelChosen.of_blend(report.blend),
             why_unknown=report.unknown or None,
             other_settings=report.other_settings,
             left=tuple(LeftPart(name, times, size) for name, times, size in report.left),

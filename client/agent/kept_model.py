@@ -1,0 +1,68 @@
+"""What a device keeps with a personal part: the shared factors it belongs to, and how it was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from penchant.client.learning.chosen import Blend
+from penchant.common.errors import CodecError
+from penchant.common.wire.codec import U8, U32, AtMost, decode_record, encode_record
+from penchant.common.wire.messages import MAX_FACTORS, MAX_PLAN, Digest
+
+__all__ = ["Model", "blend_of", "kept_with", "model_of"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The shared factors that a personal part belongs to, as they were announced, with their plan."""
+
+    base: Digest
+    plan: Annotated[bytes, AtMost(MAX_PLAN)]
+    factors: Annotated[bytes, AtMost(MAX_FACTORS)]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A model's record, empty in simulations, and a blend."""
+
+    model: Annotated[bytes, AtMost(MAX_PLAN + MAX_FACTORS + 64)]
+    percent: U8
+    tried: U8
+    ahead: U32
+    behind: U32
+    judged: U32
+
+
+def kept_with(model: Model | None, blend: Blend | None) -> bytes:
+    """The context of a personal part (`Personal.context`); of the same size whatever was chosen.
+
+    model: None where the factors are kept elsewhere. blend: None where there was nothing to choose between.
+    """
+    record = b"" if model is None else encode_record(model)
+    chosen = Blend() if blend is None else blend
+    return encode_record(
+        _Kept(record, chosen.percent, chosen.tried, chosen.ahead, chosen.behind, chosen.judged)
+    )
+
+
+def model_of(context: bytes) -> Model:
+    """The model that is kept in a context, of this version or an earlier one. CodecError if there is none."""
+    kept = _kept(context)
+    return decode_record(context if kept is None else kept.model, Model)
+
+
+def blend_of(context: bytes) -> Blend | None:
+    """What was chosen for the person; None where nothing was, or an earlier version has kept it."""
+    kept = _kept(context)
+    if kept is None or not kept.judged:
+        return None
+    return Blend(kept.percent, kept.tried, kept.ahead, kept.behind, kept.judged)
+
+
+def _kept(context: bytes) -> _Kept | None:
+    """None for the context of an earlier version, which is a model's record alone, or nothing."""
+    try:
+        return decode_record(context, _Kept)
+    except CodecError:
+        return None
