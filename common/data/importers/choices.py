@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from penchant.common.data.preferences import Preference, choice_of, comparison_of
+from penchant.common.data.preferences import Preference, choice_of, comparison_of, kind_of
 from penchant.common.data.row_files import RowLog
-from penchant.common.data.trl_format import Label, LabelColumns, Labelled
+from penchant.common.data.trl_format import TOO_DEEP, Label, LabelColumns, Labelled
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -22,12 +23,18 @@ __all__ = [
     "equal_ones",
     "kinds_together",
     "nearest_lower",
+    "of_each",
     "person_in",
+    "rejecting",
     "seconds",
     "settled",
     "twos",
+    "typed",
     "worded",
 ]
+
+T = TypeVar("T")
+Located = tuple[str, Mapping[str, Any]]
 
 PAIRS_MOST = 16
 """With how many responses to the same prompt, of those that are rated lower, one response is compared."""
@@ -69,6 +76,43 @@ class Labels:
         return label if self.columns.person else replace(label, person=person_in(whose))
 
 
+@contextmanager
+def rejecting(where: str, log: RowLog, name: str) -> Iterator[None]:
+    """While a row is read: whatever is not as it should be in it makes it a bad one, and is told in one line.
+
+    name: what rows should be, in words.
+    """
+    try:
+        yield
+    except DataError as error:
+        log.reject(where, error)
+    except RecursionError:
+        log.reject(where, TOO_DEEP)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        log.reject(where, f"not {name} as it should be ({type(error).__name__})")
+
+
+def of_each(
+    rows: Iterable[Located], log: RowLog, name: str, read: Callable[[str, Mapping[str, Any]], Iterable[T]]
+) -> Iterator[T]:
+    """What is read in every row: all that it holds, or nothing of a bad one. name: as in `rejecting`."""
+    for where, row in rows:
+        made: list[T] = []
+        with rejecting(where, log, name):
+            made = list(read(where, row))
+        yield from made
+
+
+def typed(row: Mapping[str, Any], column: str, kind: type[T], what: str) -> T:
+    """What a row's column holds. DataError where it is missing or of another type, whose name is `what`."""
+    if column not in row:
+        raise DataError(f"{column!r} is missing")
+    value = row[column]
+    if not isinstance(value, kind):
+        raise DataError(f"{column!r} must be {what}, not {kind_of(value)}")
+    return value
+
+
 def kinds_together(kinds: Iterable[str | None]) -> str | None:
     """The kind of a choice whose two sides say one each: both, where they differ; None where none is said."""
     return " and ".join(sorted({kind for kind in kinds if kind is not None})) or None
@@ -87,6 +131,7 @@ class Tally:
         rerated: ratings of a response that the same person rates otherwise later.
         beside: columns of ratings that are not read, since another one says it -> that one.
         unsaid: comparisons of which that isn't said either: no answer, or the same thumb on both.
+        chats: rows of a log that tell of chats and hold no vote.
         alone: ratings of a response without another one to compare it with.
         lost: ratings of something that the export does not hold, or whose text is empty.
         left_out: comparisons that are not made, since a response has its `PAIRS_MOST` without them.
@@ -98,6 +143,7 @@ class Tally:
     ties: int = 0
     strong: int = 0
     unsaid: int = 0
+    chats: int = 0
     alone: int = 0
     lost: int = 0
     left_out: int = 0
@@ -113,15 +159,14 @@ class Tally:
     def lines(self) -> list[str]:
         """A sentence for each thing that is not nothing."""
         said = [f"read as {self.name}"] if self.name else []
-        counted = (
+        counted = _told(
             (self.repeated, "there more than once: they count once"),
             (self.contradicted, "contradicted by the same person later: the latest choice counts"),
             (self.rerated, "ratings contradicted by the same person later: the latest rating counts"),
             (self.ties, "ties, in which neither response was preferred: kept as ties"),
             (self.strong, "choices say how strong they are: each counts by that, among the person's own"),
-            (self.unsaid, "comparisons without an answer, or with the same thumb on both: not used"),
-            (self.alone, "ratings without another response to the same prompt: not used"),
-            (self.lost, "ratings of a message that is not there or has no text: not used"),
+        )
+        left_out = _told(
             (
                 self.left_out,
                 f"comparisons left out: each response has the nearest {PAIRS_MOST} rated lower or alike",
@@ -131,7 +176,20 @@ class Tally:
             f"the column {name!r} is not read: {read!r} beside it says how responses are rated"
             for name, read in self.beside.items()
         ]
-        return said + [f"{count} {what}" for count, what in counted if count] + unread
+        return said + counted + self.unused() + left_out + unread
+
+    def unused(self) -> list[str]:
+        """Of these sentences those that say of what was read that nothing came of it."""
+        return _told(
+            (self.unsaid, "comparisons without an answer, or with the same thumb on both: not used"),
+            (self.chats, "rows of a log of chats that hold no vote: not used"),
+            (self.alone, "ratings without another response to the same prompt: not used"),
+            (self.lost, "ratings of a message that is not there or has no text: not used"),
+        )
+
+
+def _told(*counted: tuple[int, str]) -> list[str]:
+    return [f"{count} {what}" for count, what in counted if count]
 
 
 def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
