@@ -117,6 +117,28 @@ def test_a_row_with_a_cell_that_is_no_vote_is_a_bad_row(tmp_path: Path) -> None:
         read(tmp_path / "m.csv", BY_VOTE + "cid,Secret,perhaps\n")
 
 
+def test_a_row_without_the_column_of_votes_is_a_bad_row() -> None:
+    rows = [{"person": "a", "item": item, "vote": vote} for item, vote in (("x", 1), ("y", None), ("z", -1))]
+    log = RowLog("skip")
+    located = [(f"f:{n}", row) for n, row in enumerate([*rows, {"person": "a", "item": "w"}], 1)]
+    for _ in located:
+        log.met()
+    assert pairs(choices_of_rows(located, log)) == [("a", "x", "z")]
+    assert [str(row) for row in log.finish("f").bad] == ["f:4: 'vote' is missing"]
+
+
+def test_a_bad_row_of_many_votes_counts_once() -> None:
+    rows = [{"split": "train", "person": "a", "x": 1, "y": 0}, {"split": "?", "person": "b", "x": 1, "y": 0}]
+    rows.append({"split": "train", "person": "c", "x": 1, "y\ud800": 0})
+    log = RowLog("skip")
+    for _ in rows:
+        log.met()
+    assert pairs(choices_of_rows([(f"f:{n}", row) for n, row in enumerate(rows, 1)], log)) == [
+        ("a", "x", "y")
+    ]
+    assert sorted(row.where for row in log.finish("f").bad) == ["f:2", "f:3"]
+
+
 def test_many_items_meet_a_bounded_number(tmp_path: Path) -> None:
     head = ",".join(f"item {n}" for n in range(100))
     found = read(tmp_path / "m.csv", f"person,{head}\nann,{','.join('01' * 50)}\n")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from penchant.common.data.importers import votes
 from penchant.common.data.importers.choices import Choice, Labels, Tally
+from penchant.common.data.preferences import check_text
 from penchant.common.data.row_files import RowLog
 from penchant.common.data.trl_format import PERSON_FIELDS, SPLIT, TOO_DEEP, LabelColumns, person_name
 from penchant.common.errors import DataError
@@ -68,11 +69,14 @@ class VoteTable:
     def cells(self, row: Row) -> Iterator[tuple[str | None, str, Any]]:
         """A row's cells: person, item and what stands there. DataError when it lacks one of the first two."""
         if self.vote is not None:
+            if self.vote not in row:
+                raise DataError(f"{self.vote!r} is missing")
             person = None if self.person is None else person_name(row, self.person)
             yield person, person_name(row, str(self.item)), row.get(self.vote)
             return
         own = person_name(row, str(self.person or self.item))
         for column in _voted_on(row, {self.person, self.item}):
+            check_text("the name of a column", column)
             if self.item is None:
                 yield own, column, row[column]
             else:
