@@ -124,6 +124,7 @@ class Tally:
 
     Attributes:
         name: what was read, in words; empty for rows in TRL's format.
+        told: sentences on how it was read.
         repeated: choices that are there already.
         contradicted: choices that a later one of the same person turns round.
         ties: comparisons in which neither response was preferred.
@@ -138,6 +139,7 @@ class Tally:
     """
 
     name: str = ""
+    told: list[str] = field(default_factory=list)
     repeated: int = 0
     contradicted: int = 0
     ties: int = 0
@@ -176,7 +178,7 @@ class Tally:
             f"the column {name!r} is not read: {read!r} beside it says how responses are rated"
             for name, read in self.beside.items()
         ]
-        return said + counted + self.unused() + left_out + unread
+        return said + self.told + counted + self.unused() + left_out + unread
 
     def unused(self) -> list[str]:
         """Of these sentences those that say of what was read that nothing came of it."""
