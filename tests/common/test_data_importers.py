@@ -851,6 +851,28 @@ def test_a_bad_row_gives_none_of_its_choices(tmp_path: Path) -> None:
     assert log.finish(path).kept == 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "places"),
+    [
+        ([TRL, TRL | {"prompt": "q"}], ["1", "2"]),
+        ([arena("tie"), arena("a", 1)], ["1", "2"]),
+        ([ARGILLA], ["1"]),
+        ([TASK, TASK], ["2"]),  # the same choice once more: the latest counts
+        ([THUMBED], ["1"]),
+        ([conversation(), thumb("a", "thumbsUp"), comparison("new")], ["2", "3"]),
+        ([feedback("d", 1), feedback("a", 1), feedback("b", -1)], ["2 3", "2", "3"]),
+        ([stars("a", 1), stars("b", 5)], ["2 1"]),
+        ([{"person": "ann", "x": 1, "y": 0}], ["1"]),
+        ([{"item": "x", "ann": 1, "bob": 0}, {"item": "y", "ann": 0, "bob": 1}], ["1 2", "2 1"]),
+    ],
+)
+def test_where_a_choice_was_read_is_known(tmp_path: Path, rows: list[Row], places: list[str]) -> None:
+    path = tmp_path / "f.json"
+    found = read(path, rows)
+    assert [row.where.replace(f"{path}:", "").replace(" and ", " ") for row in found.labelled] == places
+    assert all(f"{path}:" in row.where for row in found.labelled)
+
+
 # --- whatever comes -------------------------------------------------------------------------------
 
 JSON = st.recursive(

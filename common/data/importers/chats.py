@@ -17,11 +17,11 @@ from penchant.common.data.importers.choices import (
     Choice,
     Labels,
     Tally,
-    kinds_together,
     nearest_lower,
     of_each,
     rejecting,
     seconds,
+    together,
     twos,
     typed,
     worded,
@@ -53,11 +53,11 @@ class _Message:
 
 @dataclass(frozen=True)
 class _Rating:
-    """A thumb: +1 or -1, and of what kind it is."""
+    """A thumb: +1 or -1, and what its row says beside it."""
 
     score: int
     time: float = 0.0
-    kind: str | None = None
+    label: Label = field(default_factory=Label)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _Chat:
                 prompts[pair.above] = _prompt(self._upto(pair.above))
             thumbs = [ratings.get(one.name, _Rating(0)) for one in (pair.better, pair.worse)]
             told = _preference(prompts[pair.above], pair.better.text, pair.worse.text)
-            whose = replace(label, kind=kinds_together(thumb.kind for thumb in thumbs))
+            whose = together(label, [thumb.label for thumb in thumbs])
             yield Choice.of(whose, told, max(thumb.time for thumb in thumbs))
 
     def has(self, name: str) -> bool:
@@ -280,7 +280,7 @@ def _feedbacks(where: str, row: Row, tally: Tally, labels: Labels) -> Iterator[_
     yield _Feedback(
         (replace(label, kind=None), str(meta.get("chat_id"))),
         str(meta.get("message_id")),
-        _Rating(1 if score > 0 else -1, when, label.kind),
+        _Rating(1 if score > 0 else -1, when, label),
         {str(name): _open_webui_message(one) for name, one in found.items()},
     )
 
@@ -356,7 +356,7 @@ class _ChatgptExport:
         label = self.labels.of(where, row)
         if label is not None:
             message = str(row.get("message_id") or row.get("id"))
-            rating = _Rating(score, seconds(row.get("update_time") or row.get("create_time")), label.kind)
+            rating = _Rating(score, seconds(row.get("update_time") or row.get("create_time")), label)
             whose = str(row["conversation_id"]), replace(label, kind=None)
             self.thumbs.setdefault(whose, {})[message] = rating
 
@@ -466,7 +466,7 @@ def _rated_chats(where: str, row: Row, labels: Labels) -> Iterator[tuple[_Chat, 
         messages[name] = _Message(None if parent is None else str(parent), role, text)
         score = _THUMBS.get(str(_object(one, "feedback").get("rating")).lower())
         if score is not None:
-            ratings[name] = _Rating(score, seconds(one.get("updatedAt") or one.get("createdAt")), label.kind)
+            ratings[name] = _Rating(score, seconds(one.get("updatedAt") or one.get("createdAt")), label)
     yield _Chat(messages), ratings, label
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,13 +21,13 @@ __all__ = [
     "Labels",
     "Tally",
     "equal_ones",
-    "kinds_together",
     "nearest_lower",
     "of_each",
     "person_in",
     "rejecting",
     "seconds",
     "settled",
+    "together",
     "twos",
     "typed",
     "worded",
@@ -43,18 +43,19 @@ PAIRS_MOST = 16
 @dataclass(frozen=True)
 class Choice:
     """One choice of an export. person: None where the export names nobody; time: Unix seconds, 0 unknown;
-    part and kind: as in `Labelled`."""
+    part, kind and where: as in `Labelled`."""
 
     person: str | None
     preference: Preference = field(repr=False)
     time: float = 0.0
     part: str | None = None
     kind: str | None = None
+    where: str = ""
 
     @classmethod
     def of(cls, label: Label, preference: Preference, time: float = 0.0) -> Self:
         """The choice that a label is of."""
-        return cls(label.person, preference, time, label.part, label.kind)
+        return cls(label.person, preference, time, label.part, label.kind, label.where)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Labels:
         except DataError as error:
             self.log.reject(where, error)
             return None
-        return label if self.columns.person else replace(label, person=person_in(whose))
+        return replace(label, where=where, person=label.person if self.columns.person else person_in(whose))
 
 
 @contextmanager
@@ -113,9 +114,12 @@ def typed(row: Mapping[str, Any], column: str, kind: type[T], what: str) -> T:
     return value
 
 
-def kinds_together(kinds: Iterable[str | None]) -> str | None:
-    """The kind of a choice whose two sides say one each: both, where they differ; None where none is said."""
-    return " and ".join(sorted({kind for kind in kinds if kind is not None})) or None
+def together(own: Label, sides: Sequence[Label]) -> Label:
+    """The label of a choice whose two sides say each of what kind they are and where they stand: both, where
+    they differ."""
+    kinds = sorted({side.kind for side in sides if side.kind is not None})
+    places = dict.fromkeys(side.where for side in sides if side.where)
+    return replace(own, kind=" and ".join(kinds) or None, where=" and ".join(places))
 
 
 @dataclass
@@ -209,7 +213,7 @@ def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
             tally.repeated += same
             tally.contradicted += not same
         kept[key] = choice
-    return [Labelled(one.person, one.preference, one.part, one.kind) for one in kept.values()]
+    return [Labelled(one.person, one.preference, one.part, one.kind, one.where) for one in kept.values()]
 
 
 def nearest_lower(scores: Mapping[str, float], tally: Tally) -> list[tuple[str, str]]:

@@ -167,8 +167,8 @@ def _check_scale(kept: Iterable[Located], table: VoteTable) -> None:
         if far > _FAR * scale:
             raise DataError(
                 f"{where}: the column {quoted(column)} goes far beyond most columns, whose votes keep within "
-                f"{0 - most:g} and {most:g}; remove it if it holds no votes; if it does, make the table a row "
-                "for each vote"
+                f"{0 - most:g} and {most:g}; remove it if it holds no votes; if it does, make the table a "
+                "row for each vote"
             )
 
 

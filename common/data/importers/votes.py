@@ -14,10 +14,10 @@ from penchant.common.data.importers.choices import (
     Labels,
     Tally,
     equal_ones,
-    kinds_together,
     nearest_lower,
     of_each,
     seconds,
+    together,
     twos,
     typed,
     worded,
@@ -306,10 +306,11 @@ def is_rated(row: Row) -> bool:
 
 @dataclass
 class _Ratings:
-    """One person's ratings of responses to one prompt, by text; stars: whether they are stars, not thumbs."""
+    """One person's ratings of responses to one prompt, by text, and what their rows say beside them; stars:
+    whether they are stars, not thumbs."""
 
     scores: dict[str, float] = field(default_factory=dict)
-    kinds: dict[str, str | None] = field(default_factory=dict)
+    labels: dict[str, Label] = field(default_factory=dict)
     stars: bool = False
 
 
@@ -334,13 +335,13 @@ def rated(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iter
         own = groups.setdefault((replace(label, kind=None), prompt), _Ratings())
         tally.rerated += own.scores.get(text, score) != score
         own.scores[text] = score  # the latest counts
-        own.kinds[text] = label.kind
+        own.labels[text] = label
         own.stars = own.stars or column != _THUMB
         others = (name for name in _SCORES if name != column and row.get(name) not in (None, ""))
         tally.beside |= dict.fromkeys(others, column)
     for (label, prompt), own in groups.items():
         yield from _by_rank(
-            prompt, own.scores, tally, label, 0.0, ties=own.stars, graded=own.stars, kinds=own.kinds
+            prompt, own.scores, tally, label, 0.0, ties=own.stars, graded=own.stars, labels=own.labels
         )
 
 
@@ -391,17 +392,16 @@ def _by_rank(
     *,
     ties: bool,
     graded: bool = False,
-    kinds: Mapping[str, str | None] | None = None,
+    labels: Mapping[str, Label] | None = None,
 ) -> Iterator[Choice]:
     """Pairs of texts by their scores, the higher one preferred; ties: whether equal scores are ties; graded:
-    whether it says how strongly one is preferred by how much its score is higher; kinds: of what kind each
-    text is, where texts say it and not the label."""
+    whether it says how strongly one is preferred by how much its score is higher; labels: what is said beside
+    each text, where it is texts that have rows of their own."""
 
     def choice(pair: Preference) -> Choice:
-        if kinds is None:
+        if labels is None:
             return Choice.of(label, pair, when)
-        both = kinds_together((kinds[pair.chosen], kinds[pair.rejected]))
-        return Choice.of(replace(label, kind=both), pair, when)
+        return Choice.of(together(label, [labels[pair.chosen], labels[pair.rejected]]), pair, when)
 
     texts = {text: score for text, score in scores.items() if text.strip()}
     tally.alone += len(texts) == 1
