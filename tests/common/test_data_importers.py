@@ -607,6 +607,30 @@ def test_of_two_columns_of_ratings_the_one_that_is_not_read_is_named(tmp_path: P
     )
 
 
+@pytest.mark.parametrize("empty", [None, "", " ", float("nan")])
+def test_an_empty_column_of_labels_beside_ratings_is_no_rating(tmp_path: Path, empty: object) -> None:
+    rows = [stars("a", None, label=empty, rating=5), stars("b", 1, label=empty, rating=2)]
+    found = read(tmp_path / "r.json", rows)
+    assert told(found) == [("ann", "p ", "a", "b")]
+    assert [row.preference.strength for row in found.labelled] == [3.0]
+    assert found.notes[-1] == (
+        "the column 'stars' is not read: 'rating' beside it says how responses are rated"
+    )
+
+
+def test_one_column_of_ratings_is_read_and_its_empty_cells_are_bad_rows(tmp_path: Path) -> None:
+    """Thumbs and stars of two columns are of two scales, and never compared row by row."""
+    rows = [stars("a", 5, label=True), stars("b", 1, label=""), stars("c", 3, label=False)]
+    with pytest.raises(DataError, match=r"1 of 3 rows .*:2: the label must be true, false or a number"):
+        read(tmp_path / "r.json", rows)
+    found = read(tmp_path / "r.json", rows[1:])
+    assert told(found) == [("ann", "p ", "c", "b")]
+    assert found.notes[-1] == "the column 'label' is not read: 'stars' beside it says how responses are rated"
+    unrated = [stars("a", "", label=""), *rows[1:]]
+    with pytest.raises(DataError, match=r"1 of 3 rows .*:1: the label must be"):
+        read(tmp_path / "r.json", unrated)
+
+
 def test_a_thousand_ratings_of_one_prompt_make_pairs_in_proportion(tmp_path: Path) -> None:
     rows = [{"prompt": "", "completion": f"text {n}", "label": n % 2 == 0} for n in range(1000)]
     found = read(tmp_path / "r.json", rows)

@@ -319,12 +319,14 @@ def rated(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iter
     those with the same number of stars; as many stars more are the choice's strength. Labels are thumbs: two
     that are alike say too little for a tie. What is for another part of the data is compared apart."""
     groups: dict[tuple[Label, str], _Ratings] = {}
+    first: str | None = None  # of all columns that rate, the one that is read where a row has it
     for where, row in rows:
+        first = first or next((name for name in _SCORES if _is_filled(row.get(name))), None)
         label = labels.of(where, row)
         if label is None:
             continue
         try:
-            prompt, text, column = _rated_texts(row)
+            prompt, text, column = _rated_texts(row, first)
             score = _score(row[column])
         except DataError as error:
             labels.log.reject(where, error)
@@ -337,7 +339,7 @@ def rated(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iter
         own.scores[text] = score  # the latest counts
         own.labels[text] = label
         own.stars = own.stars or column != _THUMB
-        others = (name for name in _SCORES if name != column and row.get(name) not in (None, ""))
+        others = (name for name in _SCORES if name != column and _is_filled(row.get(name)))
         tally.beside |= dict.fromkeys(others, column)
     for (label, prompt), own in groups.items():
         yield from _by_rank(
@@ -345,12 +347,18 @@ def rated(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iter
         )
 
 
-def _rated_texts(row: Row) -> tuple[str, str, str]:
-    """Prompt and response of a rating, and the column with its score. DataError where one is missing."""
+def _is_filled(cell: Any) -> bool:
+    """Whether a cell says something; NaN is how tables write an empty one."""
+    return cell is not None and cell == cell and not (isinstance(cell, str) and not cell.strip())
+
+
+def _rated_texts(row: Row, first: str | None) -> tuple[str, str, str]:
+    """Prompt and response of a rating, and the column with its score: `first` where the row has it. DataError
+    where one is missing."""
     if row.get("completion") is None:
         raise DataError("'completion' is missing")
     prompt, text = _text(row.get("prompt") or "", "prompt"), _text(row["completion"], "completion")
-    column = next((name for name in _SCORES if name in row), None)
+    column = next((name for name in (first, *_SCORES) if name is not None and name in row), None)
     if column is None:
         raise DataError(f"there is no {', '.join(map(repr, _SCORES[:-1]))} or {_SCORES[-1]!r}")
     if not text.strip():
