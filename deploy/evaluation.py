@@ -24,7 +24,7 @@ from penchant.common.wording import counted
 __all__ = ["Evaluation", "GroupAccuracy", "Models", "PairScore", "evaluate", "write_scores"]
 
 Comparison = tuple[str, frozenset[str]]
-_COLUMNS = ("pair", "group", "own", "chosen", "rejected")  # of the table of scores
+_COLUMNS = ("pair", "group", "own", "chosen", "rejected", "row")  # of the table of scores
 NOBODY = "(nobody)"
 """The group of pairs that don't say whose they are."""
 
@@ -34,7 +34,8 @@ class PairScore:
     """What a model made of one pair: the scores of the response that was chosen and of the other one.
 
     group: whose pair it is, or of what kind; own: scored by its person's own model; weight: what the choice
-    counts by its strength, among its person's.
+    counts by its strength, among its person's; number: its place among all comparisons that were read, ties
+    included, from 1; row: the row of the file that it comes from, or the rows.
     """
 
     group: str
@@ -42,6 +43,8 @@ class PairScore:
     chosen: float
     rejected: float
     weight: float = 1.0
+    number: int = 0
+    row: str = ""
 
     @property
     def correct(self) -> bool:
@@ -214,7 +217,9 @@ def evaluate(
         rows = [found.labelled[place] for place in places]
         for place, row, score in zip(places, rows, _scores(rows, own or models.everybody), strict=True):
             group = row.person if by is None else row.kind
-            judged = PairScore(NOBODY if group is None else group, own is not None, *score)
+            judged = PairScore(
+                NOBODY if group is None else group, own is not None, *score, number=place + 1, row=row.where
+            )
             if row.preference.tie:
                 tied.append(judged)
             else:
@@ -234,7 +239,9 @@ def evaluate(
 def write_scores(evaluation: Evaluation, path: Path) -> None:
     """Every pair's scores, one a line: CSV where the file is called so, JSON lines otherwise.
 
-    They hold no text; pairs come in the order in which they were read, and `pair` counts them from 1.
+    They hold no text. Pairs come in the order in which they were read; `pair` counts them from 1 with the
+    ties among them, which are not written, and `row` is where the row stands that a pair comes from, or the
+    rows: file and line.
 
     Raises:
         UsageError: the file is there already, or can't be written.
@@ -252,8 +259,8 @@ def write_scores(evaluation: Evaluation, path: Path) -> None:
 
 
 def _rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    for number, pair in enumerate(evaluation.pairs, 1):
-        values = number, pair.group, pair.own, pair.chosen, pair.rejected
+    for pair in evaluation.pairs:
+        values = pair.number, pair.group, pair.own, pair.chosen, pair.rejected, pair.row
         yield dict(zip(_COLUMNS, values, strict=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
 import zlib
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, TextIO, cast
 
 from penchant.common.data.preferences import kind_of
 from penchant.common.errors import DataError
@@ -56,6 +57,8 @@ NEEDED = ("chosen", "rejected")
 SHOWN_BAD_ROWS = 5
 SHOWN_COLUMNS = 12
 CELL_MOST = 1 << 30  # characters of one cell of a table
+_SEPARATORS = ",;\t"
+SAMPLED_ROWS = 20  # by which a table's separator is known
 COLUMNS_MOST = 1000  # of a table: a row takes as many, however short it is
 
 PARTS = {
@@ -126,7 +129,10 @@ class RowLog:
     def reject(
         self, where: str, reason: str | DataError, *, lacks: str = "", row: Mapping[str, Any] | None = None
     ) -> None:
-        """Note that a row, already counted, can't be used; lacks: as in `BadRow`, of a row that is given."""
+        """Note that a row, already counted, can't be used, for what is first said to be wrong with it; lacks:
+        as in `BadRow`, of a row that is given."""
+        if self._bad and self._bad[-1].where == where:  # a row of many cells may be rejected for each
+            return
         self._bad.append(BadRow(where, str(reason), lacks))
         self._columns = self._columns or tuple(row or ())
 
@@ -396,15 +402,12 @@ def _unwrapped(document: Any) -> list[Any]:
 
 
 def _table_rows(file: Path | FileInMemory, separator: str) -> Rows:
-    """Rows of a table with a header; its separator is the one that the header holds most of."""
+    """Rows of a table with a header; without a separator, the one that its first rows agree on."""
     csv.field_size_limit(CELL_MOST)
     number = 0
     try:
         with _opened(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
-            head = text.readline()
-            text.seek(0)
-            most = max(",;\t", key=head.count)
-            table = csv.DictReader(text, delimiter=separator or most)
+            table = csv.DictReader(text, delimiter=separator or _separator(text))
             table.fieldnames = _header(file, table.fieldnames or ())
             for number, row in enumerate(table, start=1):
                 extra = row.pop(None, None)
@@ -413,6 +416,25 @@ def _table_rows(file: Path | FileInMemory, separator: str) -> Rows:
         after = f" after row {number}" if number else ""
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "create it again"
         raise DataError(f"{file} can't be read{after}; {reason}") from None
+
+
+def _separator(text: TextIO) -> str:
+    """The separator by which most of the first rows have as many cells as the header, and that more than one;
+    of several, the one by which it has most. Cells in quotes, and texts, may hold any of them."""
+
+    def agreeing(separator: str) -> tuple[bool, float, int]:
+        text.seek(0)
+        first = itertools.islice(csv.reader(text, delimiter=separator), 1 + SAMPLED_ROWS)
+        try:
+            header, *rows = (len(row) for row in first)
+        except (ValueError, csv.Error):  # no row; or what can't be read, which is told when it is
+            return False, 0.0, 0
+        filled = [cells for cells in rows if cells]
+        return header > 1, filled.count(header) / max(len(filled), 1), header
+
+    found = max(_SEPARATORS, key=agreeing)
+    text.seek(0)
+    return found
 
 
 def _header(file: Path | FileInMemory, cells: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,21 +271,25 @@ def _are_texts(chosen: object, rejected: object) -> bool:
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """A preference, who has it, which part of the data it belongs to, and of what kind it is; None where the
-    data don't say, or where nobody asked for kinds."""
+    data don't say, or where nobody asked for kinds. where: the row that says it, or the rows; empty where
+    that is not known."""
 
     person: str | None
     preference: Preference
     part: str | None = None
     kind: str | None = None
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a row says beside its choice: whose it is, for which part of the data, of what kind."""
+    """What a row says beside its choice: whose it is, for which part of the data, of what kind; where: the
+    row, which makes no difference to what is said."""
 
     person: str | None = None
     part: str | None = None
     kind: str | None = None
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +369,7 @@ def collect_preferences(
         columns = columns or asked.among(row)
         try:
             label = columns.of(row)
-            found.append(Labelled(label.person, parse_preference(row), label.part, label.kind))
+            found.append(Labelled(label.person, parse_preference(row), label.part, label.kind, where))
         except DataError as error:
             lacking = (name for name in (columns.person, *NEEDED) if name and name not in row)
             log.reject(where, error, lacks=next(lacking, ""), row=row)

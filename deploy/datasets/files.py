@@ -42,7 +42,7 @@ def prepare(asked: DataRequest) -> Prepared:
     log = RowLog(asked.bad_rows)
     test_path = _local(asked.test) if asked.test else None
     found = _read(asked.source, asked.path, log, asked)
-    labelled, notes = found.labelled, found.notes
+    labelled, notes, unused = found.labelled, found.notes, found.unused
     if asked.test:
         if any(row.part == "test" for row in labelled):
             raise DataError(f"{asked.source} has a test part itself; drop the other one")
@@ -50,6 +50,7 @@ def prepare(asked: DataRequest) -> Prepared:
         labelled = [replace(row, part=row.part or "train") for row in labelled]
         labelled += [replace(row, part="test") for row in tested.labelled]
         notes = [*notes, *(note for note in tested.notes if note not in notes)]
+        unused = [*unused, *(note for note in tested.unused if note not in unused)]
     report = log.finish(asked.source)
     if asked.partition is not None:
         labelled = asked.partition.deal(labelled, asked.source, asked.seed)
@@ -60,7 +61,7 @@ def prepare(asked: DataRequest) -> Prepared:
     people, shortfalls, caveats = people_of(labelled, asked.source, asked.sizes, asked.seed)
     name = Path(asked.source).stem
     strict = asked.bad_rows == "refuse"
-    return Prepared(name, people, shortfalls, [*notes, *caveats], report, strict=strict)
+    return Prepared(name, people, shortfalls, [*notes, *caveats], report, strict=strict, unused=unused)
 
 
 def _read(source: str, path: Path | None, log: RowLog, asked: DataRequest) -> Found:

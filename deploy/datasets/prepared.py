@@ -40,7 +40,8 @@ class Prepared:
     """Everybody whom a data set can give, before clients are chosen.
 
     ``strict`` refuses data in which somebody has to be left out: right for data that its owner can
-    correct, wrong for a published data set.
+    correct, wrong for a published data set. ``unused`` says of what was read that nothing came of it, to be
+    told where nobody is left.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Prepared:
     caveats: Sequence[str] = ()
     report: ReadReport | None = None
     strict: bool = False
+    unused: Sequence[str] = ()
 
 
 def to_federation(prepared: Prepared, sizes: Sizes, clients: int | None, seed: int) -> Federation:
@@ -60,10 +62,12 @@ def to_federation(prepared: Prepared, sizes: Sizes, clients: int | None, seed: i
     """
     left_out = [short for short in prepared.shortfalls if not short.kept]
     if prepared.strict and left_out:
-        raise _refusal(left_out[0], bool(prepared.people))
+        raise _refusal(left_out[0], prepared)
     if not prepared.people:
         why = f": {_CAUSES[left_out[0].cause][0]}" if left_out and left_out[0].cause else ""
-        raise DataError(f"data set {prepared.name!r} gives nobody both a training and a test pair{why}")
+        raise DataError(
+            f"data set {prepared.name!r} gives nobody both a training and a test pair{why}{_unused(prepared)}"
+        )
     chosen = set(choose_people([person.name for person in prepared.people], clients, seed))
     kept = [short for short in prepared.shortfalls if short.kept and short.person in chosen]
     caveats = [*prepared.caveats, *_shortfall_caveats(kept, left_out, sizes)]
@@ -75,9 +79,15 @@ def to_federation(prepared: Prepared, sizes: Sizes, clients: int | None, seed: i
     return Federation(prepared.name, people, tuple(caveats))
 
 
-def _refusal(short: Shortfall, others: bool) -> DataError:
-    """Why data are refused in which somebody has to be left out, and what to do; others: whether anybody is
-    left without them."""
+def _unused(prepared: Prepared) -> str:
+    """What is said of rows that nothing came of, behind a refusal; empty where there are none."""
+    bad = prepared.report.summary() if prepared.report is not None and prepared.report.bad else ""
+    lines = [*prepared.unused, *([bad] if bad else [])]
+    return f"; of what was read: {'; '.join(lines)}" if lines else ""
+
+
+def _refusal(short: Shortfall, prepared: Prepared) -> DataError:
+    """Why data are refused in which somebody has to be left out, and what to do."""
     said = f"client {one_line(short.person, NAME_MOST)!r} {short.reason}"
     remedy, in_python, on_command_line = "give it more choices", "", ""
     if short.cause is not None:
@@ -85,10 +95,13 @@ def _refusal(short: Shortfall, others: bool) -> DataError:
         said += f": {why}"
         if short.cause == "one prompt":
             in_python, on_command_line = " (test=FILE)", " (--test FILE)"
-    if others:
+    if prepared.people:
         leave = ", leave it out, or leave such clients out"
         in_python += f'{leave} (bad_rows="skip")'
         on_command_line += f"{leave} (--skip-bad-rows)"
+    else:
+        in_python += _unused(prepared)
+        on_command_line += _unused(prepared)
     return DataError(f"{said}; {remedy}{in_python}", on_command_line=f"{said}; {remedy}{on_command_line}")
 
 

@@ -392,7 +392,7 @@ def test_lm_arenas_rows(tmp_path: Path) -> None:
             "conversation_b": b,
         }
         for judge, winner in (
-            ("j1", "model_b"), ("j2", "tie"), ("j3", "tie (bothbad)"), ("j4", "both_bad"), ("j5", "nobody"),
+            ("j1", "model_b"), ("j2", "tie"), ("j3", "tie (bothbad)"), ("j4", "both_bad"), ("j5", ""),
         )
     ]  # fmt: skip
     found = read(tmp_path / "a.json", rows)
@@ -607,6 +607,30 @@ def test_of_two_columns_of_ratings_the_one_that_is_not_read_is_named(tmp_path: P
     )
 
 
+@pytest.mark.parametrize("empty", [None, "", " ", float("nan")])
+def test_an_empty_column_of_labels_beside_ratings_is_no_rating(tmp_path: Path, empty: object) -> None:
+    rows = [stars("a", None, label=empty, rating=5), stars("b", 1, label=empty, rating=2)]
+    found = read(tmp_path / "r.json", rows)
+    assert told(found) == [("ann", "p ", "a", "b")]
+    assert [row.preference.strength for row in found.labelled] == [3.0]
+    assert found.notes[-1] == (
+        "the column 'stars' is not read: 'rating' beside it says how responses are rated"
+    )
+
+
+def test_one_column_of_ratings_is_read_and_its_empty_cells_are_bad_rows(tmp_path: Path) -> None:
+    """Thumbs and stars of two columns are of two scales, and never compared row by row."""
+    rows = [stars("a", 5, label=True), stars("b", 1, label=""), stars("c", 3, label=False)]
+    with pytest.raises(DataError, match=r"1 of 3 rows .*:2: the label must be true, false or a number"):
+        read(tmp_path / "r.json", rows)
+    found = read(tmp_path / "r.json", rows[1:])
+    assert told(found) == [("ann", "p ", "c", "b")]
+    assert found.notes[-1] == "the column 'label' is not read: 'stars' beside it says how responses are rated"
+    unrated = [stars("a", "", label=""), *rows[1:]]
+    with pytest.raises(DataError, match=r"1 of 3 rows .*:1: the label must be"):
+        read(tmp_path / "r.json", unrated)
+
+
 def test_a_thousand_ratings_of_one_prompt_make_pairs_in_proportion(tmp_path: Path) -> None:
     rows = [{"prompt": "", "completion": f"text {n}", "label": n % 2 == 0} for n in range(1000)]
     found = read(tmp_path / "r.json", rows)
@@ -679,6 +703,198 @@ def test_ties_are_read_back_from_lines_and_tables(tmp_path: Path) -> None:
         found = read_choices(path, RowLog())
         assert [row.preference for row in found.labelled] == pairs
         assert found.notes == ["1 ties, in which neither response was preferred: kept as ties"]
+
+
+# --- rows that are not as they should be ----------------------------------------------------------
+
+
+def talk(*said: Any) -> list[Row]:
+    roles = itertools.cycle(("user", "assistant"))
+    return [{"role": role, "content": content} for role, content in zip(roles, said, strict=False)]
+
+
+def arena(winner: Any, number: int = 0, **more: Any) -> Row:
+    """A row of an arena; the question and the second answer have the number in them."""
+    asked = f"{number}?"
+    sides = {"conversation_a": talk(asked, "a"), "conversation_b": talk(asked, f"b{number}")}
+    return {"winner": winner, "judge": "me", **sides, **more}
+
+
+def librechat(**more: Any) -> Row:
+    return {"conversationId": "c", **more}
+
+
+PICTURE = [{"type": "text", "text": "b"}, {"type": "image", "image": "x.png"}]
+LONE = "\ud800"
+TRL = {"person": "me", "prompt": "p", "chosen": "c", "rejected": "r"}
+ARGILLA = {"fields": {"p": "Q", "a": "x", "b": "y"}, "responses": {"q": [{"value": "a", "user_id": 1}]}}
+TASK = {
+    "data": {"left": "x", "right": "y"},
+    "annotations": [{"result": [{"type": "pairwise", "value": {"selected": "left"}}]}],
+}
+THUMBED = librechat(
+    messages=[
+        {"messageId": "q", "isCreatedByUser": True, "text": "x"},
+        {"messageId": "1", "parentMessageId": "q", "text": "a", "feedback": {"rating": "thumbsUp"}},
+        {"messageId": "2", "parentMessageId": "q", "text": "b"},
+    ]
+)
+VOTE = {"type": "leftvote", "states": [state("2"), state("3")], "ip": "me"}
+BROKEN: list[tuple[list[Row], Row, str]] = [
+    ([feedback("a", 1)], feedback("b", 1, chat="x") | {"snapshot": None}, "holds no snapshot of its chat"),
+    ([feedback("a", 1)], TRL, "holds no snapshot of its chat"),
+    (
+        [conversation(), thumb("a", "thumbsUp")],
+        conversation("y") | {"mapping": None},
+        "'mapping' must be an object, not null",
+    ),
+    ([conversation(), thumb("a", "thumbsUp")], TRL, "neither a conversation nor a rating nor a comparison"),
+    ([THUMBED], librechat(messages=None), "'messages' must be a list, not null"),
+    ([THUMBED], TRL, "'messages' is missing"),
+    ([VOTE], VOTE | {"states": [state("2"), {"roles": ["U", "A"]}]}, "a state without messages"),
+    ([VOTE], VOTE | {"states": [state("2")]}, "'states' must hold the two sides of a vote"),
+    ([VOTE], {name: value for name, value in VOTE.items() if name != "states"}, "'winner' is missing"),
+    ([VOTE], TRL, "'winner' is missing"),
+    ([arena("model_a")], TRL, "'winner' is missing"),
+    ([arena("model_a")], arena("nobody"), "'winner' must be model_a, model_b, A, B or a tie, or empty"),
+    ([arena("model_a")], arena(1), "'winner' must be model_a, model_b"),
+    ([arena("model_a")], arena("tie", conversation_b=None), "'conversation_b' must be a conversation, not"),
+    ([arena("model_a")], arena("tie", conversation_b=talk("0?", PICTURE)), "with parts other than text"),
+    ([arena("model_a")], arena("tie", conversation_b=talk("0?", LONE)), "contains a lone surrogate"),
+    ([ARGILLA], ARGILLA | {"responses": None}, "'responses' must be an object, not null"),
+    ([ARGILLA], TRL, "'fields' is missing"),
+    ([ARGILLA], ARGILLA | {"fields": {"p": "Q", "a": LONE, "b": "y"}}, "'a' contains a lone surrogate"),
+    ([TASK], TASK | {"annotations": None}, "'annotations' must be a list, not null"),
+    ([TASK], TRL, "'data' is missing"),
+    (
+        [stars("a", 1), stars("b", 2)],
+        stars(LONE, 3),
+        "'completion' contains a lone surrogate",
+    ),
+]  # fmt: skip
+
+
+# The first row decides what a file is, so what stands there shows enough of the format.
+PLACED = [([*good, bad], len(good), why) for good, bad, why in BROKEN]
+PLACED += [
+    ([bad, *good], 0, why)
+    for good, bad, why in BROKEN
+    if bad is not TRL and ("states" in bad or "states" not in good[0])
+]
+
+
+@pytest.mark.parametrize(("rows", "place", "why"), PLACED)
+def test_a_bad_row_of_an_export_refuses_it_or_is_left_out(
+    tmp_path: Path, rows: list[Row], place: int, why: str
+) -> None:
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps(rows))
+    strict = RowLog()
+    read_choices(path, strict)
+    with pytest.raises(DataError) as refused:
+        strict.finish(path)
+    assert str(refused.value).startswith(f"1 of {len(rows)} rows can't be used: {path}:{place + 1}: ")
+    assert why in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert refused.value.on_command_line.endswith("; correct them, or skip them (--skip-bad-rows)")
+    log = RowLog("skip")
+    found = read_choices(path, log)
+    assert log.finish(path).kept == len(rows) - 1
+    good = read(tmp_path / "good.json", [row for number, row in enumerate(rows) if number != place])
+    assert found.labelled == good.labelled != []
+
+
+def test_of_eighty_votes_the_one_with_a_picture_is_left_out(tmp_path: Path) -> None:
+    rows = [arena("ab"[n % 2], n) for n in range(80)]
+    rows[40]["conversation_a"] = talk("40?", PICTURE)
+    path = tmp_path / "votes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = RowLog("skip")
+    assert len(read_choices(path, log).labelled) == 79
+    report = log.finish(path)
+    assert (report.rows, report.kept) == (80, 79)
+    assert str(report.bad[0]).startswith(
+        f"{path}:41: 'conversation' has a message with parts other than text"
+    )
+
+
+def test_rows_of_another_format_behind_a_file_of_votes_are_bad_ones(tmp_path: Path) -> None:
+    for name, rows in (
+        ("a", [arena("model_a", n) for n in range(8)]),
+        ("b", [TRL | {"prompt": f"p{n}"} for n in range(20)]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = RowLog()
+    read_choices(tmp_path, log)
+    with pytest.raises(DataError, match=r"20 of 28 rows can't be used: .*b\.jsonl:1: 'winner' is missing; "):
+        log.finish(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("winner", "won"),
+    [
+        ("A", "a"), ("a", "a"), ("model_a", "a"), ("Model A", "a"),
+        ("B", "b0"), ("b", "b0"), ("model_b", "b0"),
+    ],
+)  # fmt: skip
+def test_a_winner_is_known_by_its_letter(tmp_path: Path, winner: str, won: str) -> None:
+    found = read(tmp_path / "a.json", [arena(winner)])
+    lost = "b0" if won == "a" else "a"
+    assert told(found) == [("me", "user: 0?\n", f"assistant: {won}", f"assistant: {lost}")]
+
+
+def test_a_log_that_begins_with_a_chat_is_a_log_of_votes(tmp_path: Path) -> None:
+    chat = {"type": "chat", "state": state("2"), "ip": "me", "tstamp": 1}
+    found = read(tmp_path / "log.json", [chat, VOTE, {**chat, "type": "upvote"}])
+    assert told(found) == [("me", "user: 1+1?\n", "assistant: 2", "assistant: 3")]
+    assert "2 rows of a log of chats that hold no vote: not used" in found.notes
+    assert found.unused == ["2 rows of a log of chats that hold no vote: not used"]
+
+
+def test_ratings_and_comparisons_of_chatgpt_that_say_nothing_are_counted(tmp_path: Path) -> None:
+    thumbs = [thumb("a", "thumbsUp"), thumb("c", ""), thumb("b", "thumbsUp") | {"rating": None}]
+    unanswered = {"id": "x", "input": {}, "output": {"feedback_step_1": {}}}
+    found = chatgpt(
+        tmp_path,
+        conversations=[conversation()],
+        message_feedback=thumbs,
+        model_comparisons=[unanswered],
+    )
+    assert told(found) == [(None, WAS, "assistant: Zwölf.", "assistant: Keine Ahnung.")]
+    assert "3 comparisons without an answer, or with the same thumb on both: not used" in found.notes
+
+
+def test_a_bad_row_gives_none_of_its_choices(tmp_path: Path) -> None:
+    """Neither those before what is wrong with it nor those behind."""
+    good, late = TASK["annotations"][0], {**TASK["annotations"][0], "created_at": 10**400}
+    task = {"data": {"left": "x", "right": "z"}, "annotations": [good, late, good]}
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([TASK, task]))
+    log = RowLog("skip")
+    assert told(read_choices(path, log)) == [(None, "", "x", "y")]
+    assert log.finish(path).kept == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "places"),
+    [
+        ([TRL, TRL | {"prompt": "q"}], ["1", "2"]),
+        ([arena("tie"), arena("a", 1)], ["1", "2"]),
+        ([ARGILLA], ["1"]),
+        ([TASK, TASK], ["2"]),  # the same choice once more: the latest counts
+        ([THUMBED], ["1"]),
+        ([conversation(), thumb("a", "thumbsUp"), comparison("new")], ["2", "3"]),
+        ([feedback("d", 1), feedback("a", 1), feedback("b", -1)], ["2 3", "2", "3"]),
+        ([stars("a", 1), stars("b", 5)], ["2 1"]),
+        ([{"person": "ann", "x": 1, "y": 0}], ["1"]),
+        ([{"item": "x", "ann": 1, "bob": 0}, {"item": "y", "ann": 0, "bob": 1}], ["1 2", "2 1"]),
+    ],
+)
+def test_where_a_choice_was_read_is_known(tmp_path: Path, rows: list[Row], places: list[str]) -> None:
+    path = tmp_path / "f.json"
+    found = read(path, rows)
+    assert [row.where.replace(f"{path}:", "").replace(" and ", " ") for row in found.labelled] == places
+    assert all(f"{path}:" in row.where for row in found.labelled)
 
 
 # --- whatever comes -------------------------------------------------------------------------------
@@ -799,8 +1015,15 @@ ODD: list[Row] = [
 
 @pytest.mark.parametrize("row", ODD)
 def test_numbers_and_lists_without_end_are_told_in_one_line(row: Row) -> None:
-    with pytest.raises(DataError, match=r"f:1: not .* as it should be \((Overflow|Recursion)Error\)"):
-        choices_of_rows([("f:1", row)], RowLog())
+    log = RowLog()
+    log.met()
+    assert choices_of_rows([("f:1", row)], log).labelled == []
+    told = (
+        r"f:1: (not .* as it should be \(OverflowError\)|its lists and objects lie too deep in each other);"
+    )
+    with pytest.raises(DataError, match=told) as refused:
+        log.finish("f")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("field", ["chosen", "completion"])

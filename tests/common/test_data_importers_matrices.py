@@ -60,6 +60,10 @@ def test_votes_become_pairs_of_items_whatever_a_row_is(tmp_path: Path, text: str
     assert all(row.preference.strength is None for row in found.labelled)
     assert found.notes == [
         f"read as votes on items, {kind}",
+        *{
+            "a row for each person": ["columns that are read as items: 3 ('Trees', 'Cars', 'Dogs')"],
+            "a row for each item": ["columns that are read as people: 3 ('ann', 'bob', 'cid')"],
+        }.get(kind, []),
         "1 comparisons without an answer, or with the same thumb on both: not used",
     ]
 
@@ -115,6 +119,97 @@ def test_a_row_with_a_cell_that_is_no_vote_is_a_bad_row(tmp_path: Path) -> None:
         read(tmp_path / "m.csv", BY_ITEM + "Secret,1,perhaps,1\n")
     with pytest.raises(DataError, match=r"1 of 10 rows .*:10: the vote in the column 'vote' must be"):
         read(tmp_path / "m.csv", BY_VOTE + "cid,Secret,perhaps\n")
+
+
+def test_a_row_without_the_column_of_votes_is_a_bad_row() -> None:
+    rows = [{"person": "a", "item": item, "vote": vote} for item, vote in (("x", 1), ("y", None), ("z", -1))]
+    log = RowLog("skip")
+    located = [(f"f:{n}", row) for n, row in enumerate([*rows, {"person": "a", "item": "w"}], 1)]
+    for _ in located:
+        log.met()
+    assert pairs(choices_of_rows(located, log)) == [("a", "x", "z")]
+    assert [str(row) for row in log.finish("f").bad] == ["f:4: 'vote' is missing"]
+
+
+def test_a_bad_row_of_many_votes_counts_once() -> None:
+    rows = [{"split": "train", "person": "a", "x": 1, "y": 0}, {"split": "?", "person": "b", "x": 1, "y": 0}]
+    rows.append({"split": "train", "person": "c", "x": 1, "y\ud800": 0})
+    log = RowLog("skip")
+    for _ in rows:
+        log.met()
+    assert pairs(choices_of_rows([(f"f:{n}", row) for n, row in enumerate(rows, 1)], log)) == [
+        ("a", "x", "y")
+    ]
+    assert sorted(row.where for row in log.finish("f").bad) == ["f:2", "f:3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "column", "most"),
+    [
+        ("person,age,More trees,Fewer cars\nann,34,1,-1\n", 2, "age", 1),
+        ("person,More trees,Fewer cars,age\nann,1,-1,\nbob,0,1,61\ncid,1,1,29\n", 3, "age", 1),
+        ("person,Trees,Cars,Dogs,year\nann,5,4,1,1980\nbob,3,4,,2001\n", 3, "year", 5),
+        ("person,Trees,Cars,income\nann,90,40,52000\nbob,3,75,1\n", 2, "income", 90),
+        ("item,comment count,ann,bob\nTrees,3,1,-1\nCars,57,,1\nDogs,0,1,0\n", 3, "comment count", 1),
+        ("item,ann,bob,cid,score in all\nTrees,5,3.5,1,-200\nCars,4,4,2,7\n", 2, "score in all", 5),
+    ],
+)
+def test_a_column_that_goes_far_beyond_the_others_is_refused(
+    tmp_path: Path, text: str, place: int, column: str, most: int
+) -> None:
+    place -= 1  # rows of a table are counted without its header
+    with pytest.raises(DataError) as refused:
+        read(tmp_path / "m.csv", text, "skip")
+    assert str(refused.value) == (
+        f"{tmp_path / 'm.csv'}:{place}: the column {column!r} goes far beyond most columns, whose votes keep "
+        f"within -{most} and {most}; remove it if it holds no votes; if it does, make the table a row for "
+        "each vote"
+    )
+    head, *rows = [line.split(",") for line in text.splitlines()]
+    at = head.index(column)
+    without = "\n".join(",".join(cells[:at] + cells[at + 1 :]) for cells in (head, *rows))
+    assert column not in {name for pair in pairs(read(tmp_path / "m.csv", without)) for name in pair}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"a": (0, 100, 50), "b": (12, 3, 0), "c": (20, 11, 2), "d": (4, 5, 97)},  # 0 to 100, used unevenly
+        {"a": (-9.5, 3, 2), "b": (0.5, 1, -0.25), "c": (0, 0.1, 10), "d": (2, 2, 1)},  # Jester
+        {"a": (1, 1, 1), "b": (1, 1, 0), "c": (5, 4, 1)},  # stars
+        {"a": (1, 0, 1), "b": (-1, 0, 1), "c": (-3, 3, 0)},  # Likert
+        {"a": (900, 1000, 100), "b": (120, 3, 0), "c": (200, 110, 5000)},
+    ],
+)
+def test_columns_that_use_less_or_more_of_one_scale_are_all_read(
+    tmp_path: Path, columns: dict[str, tuple[float, ...]]
+) -> None:
+    lines = [f"p{n},{','.join(f'{said[n]}' for said in columns.values())}" for n in range(3)]
+    found = read(tmp_path / "m.csv", "\n".join([f"person,{','.join(columns)}", *lines]))
+    wanted = {
+        (f"p{n}", one, other, said[n] - columns[other][n])
+        for n in range(3)
+        for one, said in columns.items()
+        for other in columns
+        if said[n] > columns[other][n]
+    }
+    assert {
+        (*pair, row.preference.strength)
+        for pair, row in zip(pairs(found), found.labelled, strict=True)
+        if not row.preference.tie
+    } == wanted
+
+
+def test_a_row_for_each_vote_may_go_as_far_as_it_likes(tmp_path: Path) -> None:
+    found = read(tmp_path / "m.csv", "person,item,vote\nann,age,34\nann,Trees,1\nann,Cars,-1\n")
+    assert [row.preference.strength for row in found.labelled] == [33.0, 35.0, 2.0]
+
+
+def test_of_many_columns_the_first_are_named(tmp_path: Path) -> None:
+    head = ",".join(f"item {n}" for n in range(7))
+    found = read(tmp_path / "m.csv", f"person,{head}\nann,1,0,1,0,1,0,1\n")
+    named = ", ".join(f"'item {n}'" for n in range(5))
+    assert found.notes[1] == f"columns that are read as items: 7 ({named} and 2 more)"
 
 
 def test_many_items_meet_a_bounded_number(tmp_path: Path) -> None:

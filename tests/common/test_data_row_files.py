@@ -236,3 +236,37 @@ def test_a_table_of_another_encoding_is_named_before_any_row(tmp_path: Path) -> 
     (tmp_path / "a.csv").write_bytes("prompt,größe\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"a\.csv can't be read; it is not UTF-8"):
         rows_of(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            "person;More trees, and parks, and lakes;Fewer cars, please\nann;1;-1\nbob;0;\n",
+            [
+                {"person": "ann", "More trees, and parks, and lakes": "1", "Fewer cars, please": "-1"},
+                {"person": "bob", "More trees, and parks, and lakes": "0", "Fewer cars, please": ""},
+            ],
+        ),
+        ('a;"b, c, d, e"\n"1, 2, 3";2\n', [{"a": "1, 2, 3", "b, c, d, e": "2"}]),
+        ('"a; b; c",d\n1,"x; y\nz;"\n', [{"a; b; c": "1", "d": "x; y\nz;"}]),
+        ("a, b\tc, d\n1\t2\n", [{"a, b": "1", "c, d": "2"}]),
+        ("a;b, or c\nx, y, z;1\nx, y;2\nx, y, w, v;3\n", [{"a": f"x, y{more}", "b, or c": n} for more, n in
+            ((", z", "1"), ("", "2"), (", w, v", "3"))]),
+        ("a,b;c\n1,2\n\n3,4;5\n", [{"a": "1", "b;c": "2"}, {"a": "3", "b;c": "4;5"}]),
+        ("a;b\n", []),
+        ("", []),
+        ("a\nx;y\n", [{"a": "x;y"}]),
+    ],
+)  # fmt: skip
+def test_a_tables_separator_is_the_one_that_its_rows_agree_on(
+    text: str, wanted: list[dict[str, str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("\ufeff" + text, encoding="utf-8")
+    packed = tmp_path / "t.csv.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, packed):
+        log = RowLog("skip")
+        read = [row for _, row in read_rows(file, log)]
+        assert read == wanted

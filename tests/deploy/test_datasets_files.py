@@ -299,6 +299,35 @@ def test_why_somebody_has_no_pairs_is_said(tmp_path: Path) -> None:
         datasets.load(one, bad_rows="skip", **SMALL)
 
 
+def test_what_came_to_nothing_is_said_where_nobody_is_left(tmp_path: Path) -> None:
+    """Votes without an answer, ratings without another response, rows that were skipped."""
+    sides = {
+        f"conversation_{side}": [{"role": "user", "content": "q"}, {"role": "assistant", "content": side}]
+        for side in "ab"
+    }
+    unsaid = write(tmp_path / "votes.jsonl", [{"winner": "", "judge": "j", **sides}] * 3)
+    told = (
+        "data set 'votes' gives nobody both a training and a test pair; of what was read: "
+        "3 comparisons without an answer, or with the same thumb on both: not used"
+    )
+    assert refusal_of(unsaid) == told
+    rated = [{"person": "a", "prompt": f"p{n}", "completion": "x", "rating": n} for n in range(4)]
+    alone = write(tmp_path / "alone.jsonl", [*rated, {"prompt": "p", "completion": "y", "rating": 1}])
+    with pytest.raises(DataError) as refused:
+        datasets.load(alone, bad_rows="skip", **SMALL)
+    assert str(refused.value) == (
+        "data set 'alone' gives nobody both a training and a test pair; of what was read: 4 ratings without "
+        "another response to the same prompt: not used; 1 of 5 rows can't be used: "
+        f"{alone}:5: 'person' is missing"
+    )
+    pair = {"winner": "a", "judge": "j", **sides}
+    few = write(tmp_path / "few.jsonl", [pair, {**pair, "winner": None}])
+    assert refusal_of(few).endswith(
+        "; give it more choices; of what was read: 1 comparisons without an answer, or with the same thumb "
+        "on both: not used"
+    )
+
+
 def test_choices_that_are_there_twice_are_counted(tmp_path: Path) -> None:
     once = datasets.load(write(tmp_path / "a" / "x.jsonl", rows()), **SMALL)
     twice = datasets.load(write(tmp_path / "b" / "x.jsonl", [*rows(), *rows()]), **SMALL)

@@ -214,10 +214,46 @@ def test_scores_are_written_pair_by_pair_and_never_over_a_file(name: str, tmp_pa
         (1, "bea", 2.0, 0.0),
         (2, "kim", 0.0, 1.0),
     ]
+    assert [r["row"] for r in read] == [f"{file}:1", f"{file}:2"]
     with pytest.raises(UsageError, match="is there already"):
         write_scores(found, tmp_path / name)
     with pytest.raises(UsageError, match="can't write the scores"):
         write_scores(found, tmp_path / "absent" / name)
+
+
+def test_scores_can_be_joined_to_the_file_whatever_is_left_out(tmp_path: Path) -> None:
+    """Ties, bad rows, and people whose pairs stand apart."""
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        row("aa", "b", person="bea"),
+        row("b", "a", person="kim", tie="equal"),
+        row("b", "b", person="kim"),  # a bad row
+        row("c", "a", person="kim"),
+        row("aaa", "b", person="bea"),
+    ]
+    written(file, *rows)
+    file.write_text("\n" + file.read_text(encoding="utf-8"), encoding="utf-8")
+    found = evaluate(file, Models(likes("a")), bad_rows="skip")
+    write_scores(found, tmp_path / "scores.jsonl")
+    read = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text("utf-8").splitlines()]
+    assert [(r["pair"], r["row"], r["chosen"]) for r in read] == [
+        (1, f"{file}:2", 2.0),
+        (3, f"{file}:5", 0.0),
+        (4, f"{file}:6", 3.0),
+    ]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for one in read:
+        joined = json.loads(lines[int(one["row"].rsplit(":", 1)[1]) - 1])
+        assert joined["chosen"].count("a") == one["chosen"]
+
+
+def test_a_pair_of_two_rows_names_both(tmp_path: Path) -> None:
+    file = tmp_path / "stars.csv"
+    file.write_text("person,prompt,completion,stars\nbea,p,a,1\nkim,p,b,2\nbea,p,aa,3\nbea,p,c,\n")
+    found = evaluate(file, Models(likes("a")), bad_rows="skip")
+    assert [(pair.number, pair.row, pair.chosen) for pair in found.pairs] == [
+        (1, f"{file}:3 and {file}:1", 2.0)
+    ]
 
 
 def test_ties_are_left_out_of_the_accuracy_and_said(tmp_path: Path) -> None:

@@ -10,20 +10,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from penchant.common.data.importers.choices import (
     Choice,
     Labels,
     Tally,
-    kinds_together,
     nearest_lower,
+    of_each,
+    rejecting,
     seconds,
+    together,
     twos,
+    typed,
     worded,
 )
-from penchant.common.data.preferences import Preference, Tie
+from penchant.common.data.preferences import Preference, Tie, check_text
 from penchant.common.data.trl_format import Label, render, tie_said
 from penchant.common.errors import DataError
 
@@ -32,6 +35,7 @@ __all__ = ["chatgpt", "is_chatgpt", "is_librechat", "is_open_webui", "librechat"
 Row = Mapping[str, Any]
 
 _ASSISTANTS = ("assistant", "model", "bot")
+_THUMBS = {"thumbsup": 1, "thumbsdown": -1}
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,19 @@ class _Message:
     text: str
     shown: bool = True
 
+    def __post_init__(self) -> None:
+        # Pairs are made when all rows are read, and none can be rejected then.
+        check_text("role", self.role)
+        check_text("content", self.text)
+
 
 @dataclass(frozen=True)
 class _Rating:
-    """A thumb: +1 or -1, and of what kind it is."""
+    """A thumb: +1 or -1, and what its row says beside it."""
 
     score: int
     time: float = 0.0
-    kind: str | None = None
+    label: Label = field(default_factory=Label)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class _Chat:
                 prompts[pair.above] = _prompt(self._upto(pair.above))
             thumbs = [ratings.get(one.name, _Rating(0)) for one in (pair.better, pair.worse)]
             told = _preference(prompts[pair.above], pair.better.text, pair.worse.text)
-            whose = replace(label, kind=kinds_together(thumb.kind for thumb in thumbs))
+            whose = together(label, [thumb.label for thumb in thumbs])
             yield Choice.of(whose, told, max(thumb.time for thumb in thumbs))
 
     def has(self, name: str) -> bool:
@@ -225,35 +234,55 @@ def _preference(prompt: str, better: str, worse: str, tie: Tie | Literal[""] = "
 
 def is_open_webui(row: Row) -> bool:
     """A feedback of Open WebUI: Admin panel, Evaluations, Feedbacks, export."""
-    return isinstance(row.get("data"), Mapping) and isinstance(row.get("snapshot"), Mapping)
+    data = row.get("data")
+    rated = isinstance(data, Mapping) and "rating" in data and isinstance(row.get("meta"), Mapping)
+    return rated or (isinstance(data, Mapping) and "snapshot" in row)
+
+
+@dataclass(frozen=True)
+class _Feedback:
+    """A thumb on one message of a chat, and the chat; whose: the chat's label and name."""
+
+    whose: tuple[Label, str]
+    message: str
+    rating: _Rating
+    messages: Mapping[str, _Message]
 
 
 def open_webui(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Of every feedback with a thumb: the rated message against its siblings in the chat's snapshot."""
     messages: dict[tuple[Label, str], dict[str, _Message]] = {}
     ratings: dict[tuple[Label, str], dict[str, _Rating]] = {}
-    for where, row in rows:
-        meta, data = _object(row, "meta"), _object(row, "data")
-        chat = _object(_object(_object(_object(row, "snapshot"), "chat"), "chat"), "history")
-        found = chat.get("messages")
-        if not isinstance(found, Mapping):
-            raise DataError(f"{where}: the feedback holds no snapshot of its chat; export it with one")
-        score = data.get("rating")
-        if isinstance(score, bool) or not isinstance(score, int | float) or not score:
-            tally.unsaid += 1
-            continue
-        label = labels.of(where, row, row.get("user_id"))
-        if label is None:
-            continue
-        whose = replace(label, kind=None), str(meta.get("chat_id"))
-        messages.setdefault(whose, {}).update(
-            (str(name), _open_webui_message(one)) for name, one in found.items()
-        )
-        when = seconds(row.get("updated_at") or row.get("created_at"))
-        rating = _Rating(1 if score > 0 else -1, when, label.kind)
-        ratings.setdefault(whose, {})[str(meta.get("message_id"))] = rating
+    for one in of_each(
+        rows, labels.log, tally.name, lambda where, row: _feedbacks(where, row, tally, labels)
+    ):
+        messages.setdefault(one.whose, {}).update(one.messages)
+        ratings.setdefault(one.whose, {})[one.message] = one.rating
     for whose, rated in ratings.items():
         yield from _Chat(messages[whose]).choices(rated, whose[0], tally)
+
+
+def _feedbacks(where: str, row: Row, tally: Tally, labels: Labels) -> Iterator[_Feedback]:
+    """The feedback in one row, if it holds a thumb."""
+    meta, data = _object(row, "meta"), _object(row, "data")
+    chat = _object(_object(_object(_object(row, "snapshot"), "chat"), "chat"), "history")
+    found = chat.get("messages")
+    if not isinstance(found, Mapping):
+        raise DataError("the feedback holds no snapshot of its chat; export it with one")
+    score = data.get("rating")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not score:
+        tally.unsaid += 1
+        return
+    label = labels.of(where, row, row.get("user_id"))
+    if label is None:
+        return
+    when = seconds(row.get("updated_at") or row.get("created_at"))
+    yield _Feedback(
+        (replace(label, kind=None), str(meta.get("chat_id"))),
+        str(meta.get("message_id")),
+        _Rating(1 if score > 0 else -1, when, label),
+        {str(name): _open_webui_message(one) for name, one in found.items()},
+    )
 
 
 def _open_webui_message(one: Any) -> _Message:
@@ -269,44 +298,82 @@ def _open_webui_message(one: Any) -> _Message:
 
 def is_chatgpt(row: Row) -> bool:
     """A row of conversations.json, message_feedback.json or model_comparisons.json."""
-    return isinstance(row.get("mapping"), Mapping) or _is_thumb(row) or _is_comparison(row)
+    talk = isinstance(row.get("mapping"), Mapping) or ("mapping" in row and "conversation_id" in row)
+    return talk or _is_thumb(row) or _is_comparison(row)
 
 
 def chatgpt(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Thumbs of message_feedback.json against regenerated answers, and choices of model_comparisons.json."""
-    chats: dict[str, _Chat] = {}
-    thumbs: dict[tuple[str, Label], dict[str, _Rating]] = {}
-    comparisons: list[tuple[str, Row]] = []
+    export = _ChatgptExport(tally, labels)
     for where, row in rows:
-        if isinstance(row.get("mapping"), Mapping):
-            name = str(row.get("conversation_id") or row.get("id"))
-            chats[name] = _Chat({str(k): _chatgpt_message(node) for k, node in row["mapping"].items()})
-        elif _is_thumb(row):
-            label = labels.of(where, row)
-            if label is None:
-                continue
-            score = 1 if str(row["rating"]).lower().replace("_", "") == "thumbsup" else -1
-            message = str(row.get("message_id") or row.get("id"))
-            rating = _Rating(score, seconds(row.get("update_time") or row.get("create_time")), label.kind)
-            whose = str(row["conversation_id"]), replace(label, kind=None)
-            thumbs.setdefault(whose, {})[message] = rating
-        elif _is_comparison(row):
-            comparisons.append((where, row))
-    if not thumbs and not comparisons:
-        raise DataError(
-            "these conversations hold no rating; give the whole folder of the export, with "
-            "message_feedback.json and model_comparisons.json"
-        )
-    for (name, label), ratings in thumbs.items():
-        if name in chats:
-            yield from chats[name].choices(ratings, label, tally)
+        with rejecting(where, labels.log, tally.name):
+            export.take(where, row)
+    export.check()
+    for (name, label), ratings in export.thumbs.items():
+        if name in export.chats:
+            yield from export.chats[name].choices(ratings, label, tally)
         else:
             tally.lost += len(ratings)
-    for where, row in comparisons:
-        compared = _chatgpt_compared(row, chats, tally)
-        label = None if compared is None else labels.of(where, row)
-        if compared is not None and label is not None:
-            yield Choice.of(label, compared, seconds(row.get("create_time")))
+    yield from of_each(export.comparisons, labels.log, tally.name, export.compared)
+
+
+@dataclass
+class _ChatgptExport:
+    """What the files of an export hold, in whatever order they come.
+
+    conversations: where they are; others: how many rows are none.
+    """
+
+    tally: Tally
+    labels: Labels
+    chats: dict[str, _Chat] = field(default_factory=dict)
+    thumbs: dict[tuple[str, Label], dict[str, _Rating]] = field(default_factory=dict)
+    comparisons: list[tuple[str, Row]] = field(default_factory=list)
+    conversations: list[str] = field(default_factory=list)
+    others: int = 0
+
+    def take(self, where: str, row: Row) -> None:
+        """Keep what a row holds. DataError where it is none of an export."""
+        if "mapping" in row:
+            self.conversations.append(where)
+            name = str(row.get("conversation_id") or row.get("id"))
+            nodes = typed(row, "mapping", dict, "an object")
+            self.chats[name] = _Chat({str(k): _chatgpt_message(node) for k, node in nodes.items()})
+            return
+        self.others += 1
+        if "conversation_id" in row and "rating" in row:
+            self._rate(where, row)
+        elif isinstance(row.get("output"), Mapping):
+            self.comparisons.append((where, row))
+        else:
+            raise DataError("neither a conversation nor a rating nor a comparison of ChatGPT")
+
+    def _rate(self, where: str, row: Row) -> None:
+        score = _THUMBS.get(str(row["rating"]).lower().replace("_", ""))
+        if score is None:
+            self.tally.unsaid += 1
+            return
+        label = self.labels.of(where, row)
+        if label is not None:
+            message = str(row.get("message_id") or row.get("id"))
+            rating = _Rating(score, seconds(row.get("update_time") or row.get("create_time")), label)
+            whose = str(row["conversation_id"]), replace(label, kind=None)
+            self.thumbs.setdefault(whose, {})[message] = rating
+
+    def check(self) -> None:
+        """DataError where there are conversations and nothing else."""
+        if self.conversations and not self.others:
+            raise DataError(
+                f"{self.conversations[0]}: these conversations hold no rating; give the whole folder of the "
+                "export, with message_feedback.json and model_comparisons.json"
+            )
+
+    def compared(self, where: str, row: Row) -> Iterator[Choice]:
+        """The choice of a comparison, if it can be used."""
+        pair = _chatgpt_compared(row, self.chats, self.tally)
+        label = None if pair is None else self.labels.of(where, row)
+        if pair is not None and label is not None:
+            yield Choice.of(label, pair, seconds(row.get("create_time")))
 
 
 def _chatgpt_compared(row: Row, chats: Mapping[str, _Chat], tally: Tally) -> Preference | None:
@@ -374,27 +441,33 @@ def _chatgpt_message(node: Any) -> _Message:
 
 def is_librechat(row: Row) -> bool:
     """A conversation as LibreChat exports it: with its messages, flat or as a tree."""
-    return "conversationId" in row and isinstance(row.get("messages"), list)
+    return "conversationId" in row and "messages" in row
 
 
 def librechat(rows: Iterable[tuple[str, Row]], tally: Tally, labels: Labels) -> Iterator[Choice]:
     """Thumbs of a conversation's messages against their regenerations, which have the same parent."""
-    for where, row in rows:
-        label = labels.of(where, row, row.get("user"))
-        if label is None:
-            continue
-        messages: dict[str, _Message] = {}
-        ratings: dict[str, _Rating] = {}
-        for one in _flat(row["messages"]):
-            name, parent = str(one.get("messageId")), one.get("parentMessageId")
-            role = "user" if one.get("isCreatedByUser") else "assistant"
-            text = worded(one.get("text")) or worded(one.get("content"))
-            messages[name] = _Message(None if parent is None else str(parent), role, text)
-            rated = _object(one, "feedback").get("rating")
-            if rated in ("thumbsUp", "thumbsDown"):
-                time = seconds(one.get("updatedAt") or one.get("createdAt"))
-                ratings[name] = _Rating(1 if rated == "thumbsUp" else -1, time, label.kind)
-        yield from _Chat(messages).choices(ratings, label, tally)
+    rated = of_each(rows, labels.log, tally.name, lambda where, row: _rated_chats(where, row, labels))
+    for chat, ratings, label in rated:
+        yield from chat.choices(ratings, label, tally)
+
+
+def _rated_chats(where: str, row: Row, labels: Labels) -> Iterator[tuple[_Chat, dict[str, _Rating], Label]]:
+    """The conversation in one row, with its thumbs."""
+    found = typed(row, "messages", list, "a list")
+    label = labels.of(where, row, row.get("user"))
+    if label is None:
+        return
+    messages: dict[str, _Message] = {}
+    ratings: dict[str, _Rating] = {}
+    for one in _flat(found):
+        name, parent = str(one.get("messageId")), one.get("parentMessageId")
+        role = "user" if one.get("isCreatedByUser") else "assistant"
+        text = worded(one.get("text")) or worded(one.get("content"))
+        messages[name] = _Message(None if parent is None else str(parent), role, text)
+        score = _THUMBS.get(str(_object(one, "feedback").get("rating")).lower())
+        if score is not None:
+            ratings[name] = _Rating(score, seconds(one.get("updatedAt") or one.get("createdAt")), label)
+    yield _Chat(messages), ratings, label
 
 
 def _flat(messages: Iterable[Any]) -> Iterator[Row]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from penchant.common.data.preferences import Preference, choice_of, comparison_of
+from penchant.common.data.preferences import Preference, choice_of, comparison_of, kind_of
 from penchant.common.data.row_files import RowLog
-from penchant.common.data.trl_format import Label, LabelColumns, Labelled
+from penchant.common.data.trl_format import TOO_DEEP, Label, LabelColumns, Labelled
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -20,14 +21,20 @@ __all__ = [
     "Labels",
     "Tally",
     "equal_ones",
-    "kinds_together",
     "nearest_lower",
+    "of_each",
     "person_in",
+    "rejecting",
     "seconds",
     "settled",
+    "together",
     "twos",
+    "typed",
     "worded",
 ]
+
+T = TypeVar("T")
+Located = tuple[str, Mapping[str, Any]]
 
 PAIRS_MOST = 16
 """With how many responses to the same prompt, of those that are rated lower, one response is compared."""
@@ -36,18 +43,19 @@ PAIRS_MOST = 16
 @dataclass(frozen=True)
 class Choice:
     """One choice of an export. person: None where the export names nobody; time: Unix seconds, 0 unknown;
-    part and kind: as in `Labelled`."""
+    part, kind and where: as in `Labelled`."""
 
     person: str | None
     preference: Preference = field(repr=False)
     time: float = 0.0
     part: str | None = None
     kind: str | None = None
+    where: str = ""
 
     @classmethod
     def of(cls, label: Label, preference: Preference, time: float = 0.0) -> Self:
         """The choice that a label is of."""
-        return cls(label.person, preference, time, label.part, label.kind)
+        return cls(label.person, preference, time, label.part, label.kind, label.where)
 
 
 @dataclass(frozen=True)
@@ -66,12 +74,52 @@ class Labels:
         except DataError as error:
             self.log.reject(where, error)
             return None
-        return label if self.columns.person else replace(label, person=person_in(whose))
+        return replace(label, where=where, person=label.person if self.columns.person else person_in(whose))
 
 
-def kinds_together(kinds: Iterable[str | None]) -> str | None:
-    """The kind of a choice whose two sides say one each: both, where they differ; None where none is said."""
-    return " and ".join(sorted({kind for kind in kinds if kind is not None})) or None
+@contextmanager
+def rejecting(where: str, log: RowLog, name: str) -> Iterator[None]:
+    """While a row is read: whatever is not as it should be in it makes it a bad one, and is told in one line.
+
+    name: what rows should be, in words.
+    """
+    try:
+        yield
+    except DataError as error:
+        log.reject(where, error)
+    except RecursionError:
+        log.reject(where, TOO_DEEP)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        log.reject(where, f"not {name} as it should be ({type(error).__name__})")
+
+
+def of_each(
+    rows: Iterable[Located], log: RowLog, name: str, read: Callable[[str, Mapping[str, Any]], Iterable[T]]
+) -> Iterator[T]:
+    """What is read in every row: all that it holds, or nothing of a bad one. name: as in `rejecting`."""
+    for where, row in rows:
+        made: list[T] = []
+        with rejecting(where, log, name):
+            made = list(read(where, row))
+        yield from made
+
+
+def typed(row: Mapping[str, Any], column: str, kind: type[T], what: str) -> T:
+    """What a row's column holds. DataError where it is missing or of another type, whose name is `what`."""
+    if column not in row:
+        raise DataError(f"{column!r} is missing")
+    value = row[column]
+    if not isinstance(value, kind):
+        raise DataError(f"{column!r} must be {what}, not {kind_of(value)}")
+    return value
+
+
+def together(own: Label, sides: Sequence[Label]) -> Label:
+    """The label of a choice whose two sides say each of what kind they are and where they stand: both, where
+    they differ."""
+    kinds = sorted({side.kind for side in sides if side.kind is not None})
+    places = dict.fromkeys(side.where for side in sides if side.where)
+    return replace(own, kind=" and ".join(kinds) or None, where=" and ".join(places))
 
 
 @dataclass
@@ -80,6 +128,7 @@ class Tally:
 
     Attributes:
         name: what was read, in words; empty for rows in TRL's format.
+        told: sentences on how it was read.
         repeated: choices that are there already.
         contradicted: choices that a later one of the same person turns round.
         ties: comparisons in which neither response was preferred.
@@ -87,17 +136,20 @@ class Tally:
         rerated: ratings of a response that the same person rates otherwise later.
         beside: columns of ratings that are not read, since another one says it -> that one.
         unsaid: comparisons of which that isn't said either: no answer, or the same thumb on both.
+        chats: rows of a log that tell of chats and hold no vote.
         alone: ratings of a response without another one to compare it with.
         lost: ratings of something that the export does not hold, or whose text is empty.
         left_out: comparisons that are not made, since a response has its `PAIRS_MOST` without them.
     """
 
     name: str = ""
+    told: list[str] = field(default_factory=list)
     repeated: int = 0
     contradicted: int = 0
     ties: int = 0
     strong: int = 0
     unsaid: int = 0
+    chats: int = 0
     alone: int = 0
     lost: int = 0
     left_out: int = 0
@@ -113,15 +165,14 @@ class Tally:
     def lines(self) -> list[str]:
         """A sentence for each thing that is not nothing."""
         said = [f"read as {self.name}"] if self.name else []
-        counted = (
+        counted = _told(
             (self.repeated, "there more than once: they count once"),
             (self.contradicted, "contradicted by the same person later: the latest choice counts"),
             (self.rerated, "ratings contradicted by the same person later: the latest rating counts"),
             (self.ties, "ties, in which neither response was preferred: kept as ties"),
             (self.strong, "choices say how strong they are: each counts by that, among the person's own"),
-            (self.unsaid, "comparisons without an answer, or with the same thumb on both: not used"),
-            (self.alone, "ratings without another response to the same prompt: not used"),
-            (self.lost, "ratings of a message that is not there or has no text: not used"),
+        )
+        left_out = _told(
             (
                 self.left_out,
                 f"comparisons left out: each response has the nearest {PAIRS_MOST} rated lower or alike",
@@ -131,7 +182,20 @@ class Tally:
             f"the column {name!r} is not read: {read!r} beside it says how responses are rated"
             for name, read in self.beside.items()
         ]
-        return said + [f"{count} {what}" for count, what in counted if count] + unread
+        return said + self.told + counted + self.unused() + left_out + unread
+
+    def unused(self) -> list[str]:
+        """Of these sentences those that say of what was read that nothing came of it."""
+        return _told(
+            (self.unsaid, "comparisons without an answer, or with the same thumb on both: not used"),
+            (self.chats, "rows of a log of chats that hold no vote: not used"),
+            (self.alone, "ratings without another response to the same prompt: not used"),
+            (self.lost, "ratings of a message that is not there or has no text: not used"),
+        )
+
+
+def _told(*counted: tuple[int, str]) -> list[str]:
+    return [f"{count} {what}" for count, what in counted if count]
 
 
 def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
@@ -149,7 +213,7 @@ def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
             tally.repeated += same
             tally.contradicted += not same
         kept[key] = choice
-    return [Labelled(one.person, one.preference, one.part, one.kind) for one in kept.values()]
+    return [Labelled(one.person, one.preference, one.part, one.kind, one.where) for one in kept.values()]
 
 
 def nearest_lower(scores: Mapping[str, float], tally: Tally) -> list[tuple[str, str]]:

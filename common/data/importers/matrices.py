@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from penchant.common.data.importers import votes
 from penchant.common.data.importers.choices import Choice, Labels, Tally
+from penchant.common.data.preferences import check_text
 from penchant.common.data.row_files import RowLog
 from penchant.common.data.trl_format import PERSON_FIELDS, SPLIT, TOO_DEEP, LabelColumns, person_name
 from penchant.common.errors import DataError
@@ -42,6 +43,11 @@ _WORDS = {"agree": 1, "yes": 1, "yea": 1, "aye": 1, "for": 1, "true": 1, "pass":
 _WORDS |= {"disagree": -1, "no": -1, "nay": -1, "against": -1, "false": -1}
 _EMPTY = ("", "na", "n/a", "nan", "null", "none", "not voting", "absent")
 _LEAST = 2  # columns of votes, or there is nothing to compare
+_SCALES = (1.0, 5.0, 10.0, 100.0)
+"""How far from nought the usual scales of votes go."""
+_FAR = 5
+"""How many times as far as the scale that most columns keep within a column of votes may go."""
+_SHOWN = 5  # names of columns in a note
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,14 @@ class VoteTable:
     def cells(self, row: Row) -> Iterator[tuple[str | None, str, Any]]:
         """A row's cells: person, item and what stands there. DataError when it lacks one of the first two."""
         if self.vote is not None:
+            if self.vote not in row:
+                raise DataError(f"{self.vote!r} is missing")
             person = None if self.person is None else person_name(row, self.person)
             yield person, person_name(row, str(self.item)), row.get(self.vote)
             return
         own = person_name(row, str(self.person or self.item))
         for column in _voted_on(row, {self.person, self.item}):
+            check_text("the name of a column", column)
             if self.item is None:
                 yield own, column, row[column]
             else:
@@ -118,7 +127,7 @@ def choices(rows: Iterable[Located], tally: Tally, log: RowLog, table: VoteTable
     numbers are ratings.
 
     Raises:
-        DataError: items have no texts, but numbers.
+        DataError: items have no texts, but numbers; or a column goes far beyond the others.
     """
     kept = list(_read(rows, log, table))
     if kept and all(row["completion"].isdecimal() for _, row in kept):
@@ -126,12 +135,52 @@ def choices(rows: Iterable[Located], tally: Tally, log: RowLog, table: VoteTable
             f"{kept[0][0]}: items are called by numbers, of which a model learns nothing; put their texts "
             "in the place of the numbers (of Polis's export, comment-body in comments.csv)"
         )
+    if table.vote is None:
+        _check_scale(kept, table)
+        tally.told += _columns_read(kept, table)
     graded = any(row["rating"] not in (-1, 0, 1) for _, row in kept)
     if not graded:
         kept = [(where, {**row, "label": row["rating"], "rating": None}) for where, row in kept]
     named = table.kind != "a row for each vote" or table.person
     columns = LabelColumns(PERSON_FIELDS[0] if named else "", split=any(SPLIT in row for _, row in kept[:1]))
     yield from votes.rated(kept, tally, Labels(columns, log))
+
+
+def _column(table: VoteTable) -> str:
+    """The field of a vote that is called as the table's column is."""
+    return "completion" if table.item is None else PERSON_FIELDS[0]
+
+
+def _check_scale(kept: Iterable[Located], table: VoteTable) -> None:
+    """DataError where a column goes far beyond what most columns keep within: it holds something else, such
+    as people's ages, which would win or lose against every vote."""
+    farthest: dict[str, tuple[float, str]] = {}
+    for where, row in kept:
+        column, far = row[_column(table)], abs(row["rating"])
+        farthest[column] = max(farthest.get(column, (-1.0, "")), (far, where))
+    reaches = sorted(far for far, _ in farthest.values())
+    if not reaches:
+        return
+    most = reaches[len(reaches) // 2]  # more than half of the columns go no farther
+    scale = next((end for end in _SCALES if most <= end), most)
+    for column, (far, where) in farthest.items():
+        if far > _FAR * scale:
+            raise DataError(
+                f"{where}: the column {quoted(column)} goes far beyond most columns, whose votes keep within "
+                f"{0 - most:g} and {most:g}; remove it if it holds no votes; if it does, make the table a "
+                "row for each vote"
+            )
+
+
+def _columns_read(kept: Iterable[Located], table: VoteTable) -> list[str]:
+    """What is said of which columns were taken for votes."""
+    columns = list(dict.fromkeys(row[_column(table)] for _, row in kept))
+    if not columns:
+        return []
+    what = "items" if table.item is None else "people"
+    named = ", ".join(map(quoted, columns[:_SHOWN]))
+    more = f" and {len(columns) - _SHOWN} more" if len(columns) > _SHOWN else ""
+    return [f"columns that are read as {what}: {len(columns)} ({named}{more})"]
 
 
 def _read(rows: Iterable[Located], log: RowLog, table: VoteTable) -> Iterator[Located]:

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,12 @@ NAMED_FILES = 5
 
 @dataclass(frozen=True)
 class Found:
-    """Choices, oldest first, and what must be said of how they were read."""
+    """Choices, oldest first, and what must be said of how they were read; unused: of these notes those that
+    say of what was read that nothing came of it."""
 
     labelled: list[Labelled]
     notes: list[str]
+    unused: list[str] = field(default_factory=list)
 
     @property
     def people(self) -> list[str]:
@@ -126,7 +128,7 @@ def choices_of_rows(
             are too many; rows in TRL's format make one each.
 
     Raises:
-        DataError: the export holds no choices at all, or is not what it looks like.
+        DataError: the export holds no choices at all, or a table of votes is not what it looks like.
     """
     tally, pictured = Tally(), Counter[str]()
     rows = _without_pictures(renamed(rows, columns, log) if columns else rows, pictured)
@@ -139,7 +141,7 @@ def choices_of_rows(
     if pictured:
         columns_met = ", ".join(repr(name) for name in pictured)
         notes.append(f"only texts are read: what is in the column {columns_met} is not")
-    return Found(labelled, notes)
+    return Found(labelled, notes, tally.unused())
 
 
 def _labelled(
@@ -155,7 +157,7 @@ def _labelled(
     if form is not None:
         tally.name = form.name
         labels = Labels(asked.among(first, usual=False), log)  # programs name people in their own ways
-        return settled(bounded(_safely(form, rows, tally, labels)), tally)
+        return settled(bounded(form.choices(rows, tally, labels)), tally)
     if votes.is_rated(first):
         tally.name = RATED
         return settled(bounded(votes.rated(rows, tally, Labels(asked.among(first), log))), tally)
@@ -180,21 +182,4 @@ def _without_pictures(rows: Iterable[Located], met: Counter[str]) -> Iterator[Lo
     """The same rows, and in `met` the columns that show more than text."""
     for where, row in rows:
         met.update(name for name in UNREAD_COLUMNS if row.get(name))
-        yield where, row
-
-
-def _safely(form: Format, rows: Iterable[Located], tally: Tally, labels: Labels) -> Iterator[Choice]:
-    """An importer's choices; whatever is not as it should be in an export is told in one line."""
-    place = [""]
-    try:
-        yield from form.choices(_watched(rows, place), tally, labels)
-    except DataError as error:
-        raise DataError(f"{place[0]}: {str(error).removeprefix(f'{place[0]}: ')}") from None
-    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise DataError(f"{place[0]}: not {form.name} as it should be ({type(error).__name__})") from None
-
-
-def _watched(rows: Iterable[Located], place: list[str]) -> Iterator[Located]:
-    for where, row in rows:
-        place[0] = where
         yield where, row
