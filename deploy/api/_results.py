@@ -71,7 +71,12 @@ class SimulationResult(RunResult):
         return self.__dict__ | {"_kept": None}
 
     def personal_model(self, person: str) -> PersonalModel:
-        """The model of one person of the run, as it was after the last round."""
+        """The model of one person of the run, as it was after the last round.
+
+        Raises:
+            UsageError: the person took no part, or no round reached them.
+            RunDirectoryError: settings, data or base model are no longer those of the run.
+        """
         return PersonalModel(self._models.of_person(person))
 
     def shared_model(self) -> PersonalModel:
@@ -94,6 +99,7 @@ class SimulationResult(RunResult):
 
         Raises:
             DataError: there is no pair that can be used.
+            RunDirectoryError: as `personal_model`.
         """
         return evaluate(path_given("source", source), self._models.for_evaluation(), by=by)
 
@@ -105,6 +111,7 @@ class SimulationResult(RunResult):
 
         Raises:
             UsageError: the directory is in use, somebody took no part, or peft can't hold the model.
+            RunDirectoryError: as `personal_model`.
         """
         if isinstance(people, str):
             raise UsageError(f"people is {people!r}; give a list, such as [{people!r}]")

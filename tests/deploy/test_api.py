@@ -378,6 +378,21 @@ def test_the_same_call_goes_on_and_another_one_is_refused(small: dict[str, Any],
         penchant.simulate(data, **small, share="B", out=tmp_path / "run")
 
 
+def test_a_finished_run_is_not_the_result_of_a_call_with_other_inputs(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    data = penchant.load_preferences(by_person(as_tuple), **SIZES)
+    penchant.simulate(data, **small, out=tmp_path / "run")
+    fewer = penchant.load_preferences({k: v[:-1] for k, v in by_person(as_tuple).items()}, **SIZES)
+    with pytest.raises(RunDirectoryError, match="run was begun with another data set; put back what it was"):
+        penchant.simulate(fewer, **small, out=tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    other = penchant.RunConfig.read(config).changed({"adapter.alpha": 3.0})
+    config.write_text(other.to_toml(), encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match="run was begun with another configuration"):
+        penchant.simulate(data, **small, alpha=3.0, out=tmp_path / "run")
+
+
 def test_a_temporary_directory_lives_as_long_as_its_result(small: dict[str, Any]) -> None:
     found = penchant.simulate(by_person(as_tuple), **small | {"rounds": 1}, **SIZES)
     directory = found.directory
