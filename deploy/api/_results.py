@@ -58,13 +58,20 @@ class SimulationResult(RunResult):
         Raises:
             RunDirectoryError: the directory holds no finished run.
         """
-        place = path_given("directory", directory)
-        found = RunResult.read(place)
+        found = cls.read(directory)
         if found is None:
             raise RunDirectoryError(
-                f"{place} holds no finished run; the call that began a run finishes it, with the same `out`"
+                f"{directory} holds no finished run; the call that began a run finishes it, with the same "
+                "`out`"
             )
-        return cls._of(found, place)
+        return found
+
+    @classmethod
+    def read(cls, directory: str | Path) -> Self | None:
+        """As `open`, but None while the directory holds no finished run."""
+        place = path_given("directory", directory)
+        found = RunResult.read(place)
+        return None if found is None else cls._of(found, place)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the claim on a temporary directory, which stays with the result that made it."""

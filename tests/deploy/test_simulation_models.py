@@ -92,6 +92,15 @@ def test_every_model_that_is_written_scores_as_the_run_s_own(
     assert not others, "a personal model is for its owner alone"
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_run_that_is_read_has_its_models(
+    run: penchant.SimulationResult, kind: Callable[[Path], str | Path]
+) -> None:
+    found = penchant.SimulationResult.read(kind(run.directory))
+    assert found is not None
+    assert found.personal_model("p1").score("q ", ["a"]) == run.personal_model("p1").score("q ", ["a"])
+
+
 def test_a_run_s_models_judge_the_pairs_of_a_file(run: penchant.SimulationResult, place: Path) -> None:
     """Everybody's test pairs, judged again from a file, give the result's own figures."""
     people = RunModels(run.directory).world.federation.people
