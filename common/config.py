@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import tomli_w
 from penchant.common.durations import DAY
 from penchant.common.errors import ConfigError
 from penchant.common.objectives import OBJECTIVES, REWARD, Objective, objective
+from penchant.common.printable import quoted
 from penchant.common.registry import COMBINATIONS, SERVER_OPTIMIZERS
 from penchant.common.settings import (
     Section,
@@ -724,7 +726,7 @@ class RunConfig(Section):
         return known_keys(cls, current_keys(cls, found, quiet=True))
 
     @classmethod
-    def keys_in_file(cls, path: Path) -> dict[str, Any]:
+    def keys_in_file(cls, path: str | Path) -> dict[str, Any]:
         """As `keys_in`, of a TOML file, with a notice about old names; ConfigError when it can't be read."""
         text = _text_of(path)
         current_names(cls, _parsed(text))  # gives the notice
@@ -735,7 +737,7 @@ class RunConfig(Section):
             raise
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: str | Path) -> Self:
         """Read a TOML file; ConfigError when it can't be read."""
         return cls.from_toml(_text_of(path))
 
@@ -776,10 +778,12 @@ class RunConfig(Section):
         )
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: str | Path) -> str:
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise ConfigError(f"path is {quoted(path)}; give a path, as a text or a pathlib.Path")
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a zero byte
         raise ConfigError(f"can't read configuration {path}: {error}") from None
 
 

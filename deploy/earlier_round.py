@@ -24,6 +24,7 @@ from penchant.common.model import announced
 from penchant.common.model.factors import Split
 from penchant.common.printable import is_printable
 from penchant.deploy import run_directory
+from penchant.deploy.run_inputs import refuse_edited
 from penchant.server.journal_reader import JournalReader
 from penchant.server.releases import named_round, released
 
@@ -76,10 +77,13 @@ def earlier_round(directory: Path, number: int, config: RunConfig) -> EarlierRou
 
     The directory may be somebody else's: nothing is written into it, and what it says is checked. Raises
     UsageError when that round is not finished, is of another model or adapter, or has factors that devices
-    refuse; JournalError when the journal is damaged.
+    refuse; RunDirectoryError when the settings there are not those of its run any more; JournalError when
+    the journal is damaged.
     """
     name = f"{directory.absolute().name}:{number}"
     earlier = run_directory.read_config(directory)
+    people = (run_directory.read_result(directory) or {}).get("clients")
+    refuse_edited(directory, earlier, people if isinstance(people, int) else None)
     for what, old, new in (
         ("model", earlier.model, config.model),
         ("adapter", earlier.adapter, config.adapter),

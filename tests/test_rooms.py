@@ -132,6 +132,7 @@ FLOORS: dict[str, list[set[str]]] = {
             "owner_policy",
             "process_table",
             "run_directory",
+            "run_inputs",
         },
         {"earlier_round", "recipes"},
         {"audit", "configuration", "fleet"},

@@ -58,20 +58,32 @@ class SimulationResult(RunResult):
         Raises:
             RunDirectoryError: the directory holds no finished run.
         """
-        place = path_given("directory", directory)
-        found = RunResult.read(place)
+        found = cls.read(directory)
         if found is None:
             raise RunDirectoryError(
-                f"{place} holds no finished run; the call that began a run finishes it, with the same `out`"
+                f"{directory} holds no finished run; the call that began a run finishes it, with the same "
+                "`out`"
             )
-        return cls._of(found, place)
+        return found
+
+    @classmethod
+    def read(cls, directory: str | Path) -> Self | None:
+        """As `open`, but None while the directory holds no finished run."""
+        place = path_given("directory", directory)
+        found = RunResult.read(place)
+        return None if found is None else cls._of(found, place)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the claim on a temporary directory, which stays with the result that made it."""
         return self.__dict__ | {"_kept": None}
 
     def personal_model(self, person: str) -> PersonalModel:
-        """The model of one person of the run, as it was after the last round."""
+        """The model of one person of the run, as it was after the last round.
+
+        Raises:
+            UsageError: the person took no part, or no round reached them.
+            RunDirectoryError: settings, data or base model are no longer those of the run.
+        """
         return PersonalModel(self._models.of_person(person))
 
     def shared_model(self) -> PersonalModel:
@@ -94,6 +106,7 @@ class SimulationResult(RunResult):
 
         Raises:
             DataError: there is no pair that can be used.
+            RunDirectoryError: as `personal_model`.
         """
         return evaluate(path_given("source", source), self._models.for_evaluation(), by=by)
 
@@ -105,6 +118,7 @@ class SimulationResult(RunResult):
 
         Raises:
             UsageError: the directory is in use, somebody took no part, or peft can't hold the model.
+            RunDirectoryError: as `personal_model`.
         """
         if isinstance(people, str):
             raise UsageError(f"people is {people!r}; give a list, such as [{people!r}]")

@@ -16,7 +16,7 @@ from penchant.common.terminal import say, say_json
 from penchant.common.wording import counted, decimals, percent
 from penchant.deploy.cli.drawing import Drawing, note, working
 from penchant.deploy.evaluation import Evaluation, GroupAccuracy, Models, evaluate, write_scores
-from penchant.deploy.simulation.models import RunModels, export_models, finished
+from penchant.deploy.simulation.models import SHARED, RunModels, export_models, finished
 from penchant.deploy.simulation.person_scores import PEOPLE_FILE
 
 __all__ = ["evaluate_and_show", "export_and_say"]
@@ -28,8 +28,11 @@ SHOWN = 12
 def export_and_say(models: RunModels, out: Path, people: Sequence[str] | None = None) -> None:
     """Write the models of a run, and say where they are. Errors as `export_models`."""
     with working("writing models"):
-        count = export_models(models, out, people or None)
-    say(f"the shared model and {counted(count, 'personal model')} are in {out}; {PEOPLE_FILE} says whose")
+        found = export_models(models, out, people or None)
+    say(f"the shared model and {counted(found.own, 'personal model')} are in {out}; {PEOPLE_FILE} says whose")
+    if found.shared:
+        people = counted(found.shared, "person", "people")
+        say(f"the shared model ranks for {people} whom no round reached: {PEOPLE_FILE} says {SHARED}")
 
 
 def evaluate_and_show(

@@ -20,6 +20,7 @@ from penchant.deploy.cli.drawing import Drawing, note, plain_column, unmasked_wa
 from penchant.deploy.cli.errors import on_interrupt
 from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.report import write_report
+from penchant.deploy.run_inputs import refuse_edited
 from penchant.deploy.simulation.models import RunModels
 from penchant.deploy.simulation.person_scores import FEW, AccuracySpread
 from penchant.deploy.simulation.race import RacePlan
@@ -86,6 +87,8 @@ def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | No
             world = world or prepare(config, start=begun_with(directory))
             with _told_of_dropouts(config, directory):
                 result = _run(config, directory, world, console)
+    else:
+        refuse_edited(directory, config, result.clients)
     show_result(result, directory, console)
     return RunModels(directory, world)
 

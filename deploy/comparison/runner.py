@@ -23,6 +23,7 @@ from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.comparison.cases import CASES, PAGE, TABLE, Case
 from penchant.deploy.comparison.table import Comparison, case_details, table
+from penchant.deploy.run_inputs import refuse_edited
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import ReportWriter, simulate
 from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
@@ -283,7 +284,13 @@ def _home(directory: Path, case: Case) -> Path:
 
 
 def _result(directory: Path, case: Case) -> RunResult | None:
-    return RunResult.read(_home(directory, case))
+    """The result of a case; None while it is not finished. RunDirectoryError where it is that of other
+    settings."""
+    home = _home(directory, case)
+    result = RunResult.read(home)
+    if result is not None:
+        refuse_edited(home, case.config, result.clients)
+    return result
 
 
 # --- the table ------------------------------------------------------------------------------------

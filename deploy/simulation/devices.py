@@ -32,6 +32,7 @@ from penchant.common.config import EvaluateOn, Plan, RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
 from penchant.common.crypto.keys import SignatureCache
 from penchant.common.data.preferences import Federation, Preference, without_ties
+from penchant.common.errors import RunDirectoryError
 from penchant.common.membership.identity import Authority, Certificate, Identity, Membership
 from penchant.common.membership.manifest import RunManifest, sign_run
 from penchant.common.model.davidson import nu_of
@@ -73,11 +74,24 @@ def agent_home(directory: Path, index: int) -> Path:
     return directory / AGENTS / f"{index:06d}"
 
 
-def personal_part(directory: Path, index: int, run: bytes) -> Vector | None:
-    """The personal part that one person's agent ended `run` with, or None where it has none."""
+def personal_part(directory: Path, index: int, run: bytes, *, joined: bool = False) -> Vector | None:
+    """The personal part that one person's agent ended `run` with, or None where no round ever reached it.
+
+    joined: whether the run's journal knows the person in the sum of a round, after which there is one.
+
+    RunDirectoryError where it must be there and is gone, or is that of another run.
+    """
     home = agent_home(directory, index)
-    kept = Vault(home).personal(run) if home.exists() else None
-    return None if kept is None else kept.vector
+    vault = Vault(home) if home.exists() else None
+    kept = None if vault is None else vault.personal(run)
+    if kept is not None:
+        return kept.vector
+    if joined:
+        raise RunDirectoryError(
+            f"{home} holds no personal part of this run, and was in its rounds; put back what was there, or "
+            "start a new run"
+        )
+    return None
 
 
 class OneCopy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -22,14 +22,15 @@ from penchant.common.storage import write_private
 from penchant.deploy import run_directory
 from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.evaluation import Models
+from penchant.deploy.run_inputs import refuse_edited
 from penchant.deploy.simulation.devices import personal_part
 from penchant.deploy.simulation.person_scores import PEOPLE_FILE, ClientScore, table_of
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import final_factors
-from penchant.deploy.simulation.world import SimulationSetup, prepare
+from penchant.deploy.simulation.world import SimulationSetup, prepare, refuse_changed
 from penchant.server.journal_reader import JournalReader
 
-__all__ = ["RunModels", "export_models", "finished", "folder_of"]
+__all__ = ["SHARED", "ExportedModels", "RunModels", "export_models", "finished", "folder_of"]
 
 SHARED = "shared"
 
@@ -43,16 +44,20 @@ class RunModels:
 
     @cached_property
     def world(self) -> SimulationSetup:
-        """People and base model of the run."""
+        """People and base model of the run. RunDirectoryError where they, or its settings, are others now."""
         if self._world is not None:
             return self._world
         config = run_directory.read_config(self.directory)
+        result = finished(self.directory)
+        refuse_edited(self.directory, config, result.clients)
         try:
-            return prepare(config, start=begun_with(self.directory))
+            world = prepare(config, start=begun_with(self.directory))
         except DataError as error:
             raise DataError(
                 f"{error}; where preferences were in memory, models come from the result of the call itself"
             ) from None
+        refuse_changed(world, self.directory, result.digests)
+        return world
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
         """Where the run is; people's preferences and the base model stay out of a pickle."""
@@ -85,9 +90,23 @@ class RunModels:
             raise UsageError(f"{name!r} took no part in this run; choose one of {_some(self.people)}")
         return self.people[name]
 
+    def part(self, name: str) -> Vector | None:
+        """The personal part of one person of the run; None where no round reached them that trains one.
+
+        Their pairs the shared model ranks, in the run's result as well. RunDirectoryError where it is gone.
+        """
+        place = self.place(name)
+        own = personal_part(self.directory, place, self.world.run, joined=place + 1 in self._joined)
+        size = self.planned.split.personal.size
+        return None if own is None or own.size != size else own  # after a warm-up alone it is of another size
+
     def of_person(self, name: str) -> MergedModel:
-        """The model of one person of the run."""
-        own = personal_part(self.directory, self.place(name), self.world.run)
+        """The model of one person of the run. UsageError for somebody whom no round reached."""
+        own = self.part(name)
+        if own is None:
+            raise UsageError(
+                f"no round of this run reached {name!r}, who has no model of their own; take the shared one"
+            )
         form = learned_from_conversations(self._person(name).train)
         return MergedModel.of(self.planned, self.factors, own, conversations=form)
 
@@ -101,7 +120,7 @@ class RunModels:
         """Everybody's own model for their own pairs, and the shared one for all others'."""
 
         def own(name: str) -> MergedModel | None:
-            return self.of_person(name) if name in self.people else None
+            return None if name not in self.people or self.part(name) is None else self.of_person(name)
 
         def trained_on(name: str) -> set[tuple[str, frozenset[str]]]:
             return {comparison_of(pair) for pair in self._person(name).train}
@@ -112,15 +131,29 @@ class RunModels:
         column = self.world.config.data.person_column
         return Models(self.of_newcomer([]), own, trained_on, all_trained_on, column)
 
+    @cached_property
+    def _joined(self) -> set[int]:
+        """The member numbers of those who are in the sum of a round."""
+        return {device.member for device in JournalReader(self.directory).devices() if device.joined}
+
     def _person(self, name: str) -> Person:
         return self.world.federation.people[self.people[name]]
 
 
-def export_models(models: RunModels, out: Path, people: Sequence[str] | None = None) -> int:
+@dataclass(frozen=True)
+class ExportedModels:
+    """How many people's own models were written, and how many people have none and rank by the shared one."""
+
+    own: int
+    shared: int
+
+
+def export_models(models: RunModels, out: Path, people: Sequence[str] | None = None) -> ExportedModels:
     """Write the models of a finished run as plain peft files; -> how many people's.
 
     ``out/shared`` holds what a newcomer begins with, one folder for each person their own model;
-    ``people.csv`` says which folder is whose, and how well that model did on the run's test pairs.
+    ``people.csv`` says which folder is whose, and how well that model did on the run's test pairs. Somebody
+    whom no round reached has no model of their own: there it says ``shared``.
 
     Args:
         models: the run's.
@@ -129,22 +162,22 @@ def export_models(models: RunModels, out: Path, people: Sequence[str] | None = N
 
     Raises:
         UsageError: `out` is in use, somebody took no part in the run, or a peft adapter can't hold the model.
-        RunDirectoryError: the run is not finished.
+        RunDirectoryError: the run is not finished, or settings, data or base model are no longer its own.
     """
     result = finished(models.directory)
     wanted = list(models.people if people is None else dict.fromkeys(people))
-    folders = [folder_of(models.place(name), name) for name in wanted]
+    own = {name: folder_of(models.place(name), name) for name in wanted if models.part(name) is not None}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is in use; choose an empty directory for the models")
     start = models.of_newcomer([])
     why = export_peft(Export.of(start, personal=False), out / SHARED, tried=start)
-    for name, folder in zip(wanted, folders, strict=True):
-        own = Export.of(models.of_person(name))
-        export_peft(replace(own, classifier="") if why else own, out / folder)
+    for name, folder in own.items():
+        model = Export.of(models.of_person(name))
+        export_peft(replace(model, classifier="") if why else model, out / folder)
     scores = {score.client: score for score in result.per_client}
     known = [scores.get(name, ClientScore(name)) for name in wanted]
-    write_private(out / PEOPLE_FILE, table_of(known, folders))
-    return len(wanted)
+    write_private(out / PEOPLE_FILE, table_of(known, [own.get(name, SHARED) for name in wanted]))
+    return ExportedModels(len(own), len(wanted) - len(own))
 
 
 def finished(directory: Path) -> RunResult:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penchant.common.csv_text import csv_text
+from penchant.deploy.json_tables import plain_value
 
 __all__ = ["FEW", "PEOPLE_FILE", "AccuracySpread", "ClientScore", "DataThird", "spread_of", "table_of"]
 
@@ -68,6 +70,13 @@ class AccuracySpread:
     worst_tenth: float
     well_tested: tuple[float, int] | None
     groups: tuple[DataThird, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table of result.json."""
+        table: dict[str, Any] = plain_value(self)
+        if self.well_tested is not None:
+            table["well_tested"] = dict(zip(("accuracy", "people"), self.well_tested, strict=True))
+        return table
 
 
 def spread_of(scores: Sequence[ClientScore]) -> AccuracySpread | None:

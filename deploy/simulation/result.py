@@ -167,6 +167,7 @@ class RunResult:
         for name, value in plain_value(_own_fields(self)).items():
             if name == "accuracy":
                 table[name] = {"personal": value, "cold_start": self.cold_start_accuracy}
+                table["spread"] = None if self.spread is None else self.spread.to_dict()
             elif name != "cold_start_accuracy" and (
                 name not in ("baselines", "best_round", "served", "race") or value
             ):
@@ -176,6 +177,8 @@ class RunResult:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> RunResult:
         """The inverse of `to_dict`; files of earlier versions may lack some keys.
+
+        `spread` is made anew from `per_client`, so that earlier files have one as well.
 
         Raises:
             RunDirectoryError: what no result can do without is missing.

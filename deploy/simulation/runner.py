@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from penchant.client.agent.flower_app import build_app
 from penchant.common.config import RunConfig
-from penchant.common.errors import JournalError, RunDirectoryError
+from penchant.common.errors import JournalError
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.flower.in_process_grid import App, Fault, InProcessGrid, Silence
@@ -32,9 +32,10 @@ from penchant.deploy.simulation.worker_processes import worker_processes
 from penchant.deploy.simulation.world import (
     Progress,
     SimulationSetup,
+    note_inputs,
     open_run,
+    refuse_changed,
     refuse_lost_agents,
-    refuse_other_inputs,
     restore,
     tensors_of,
     warm,
@@ -71,19 +72,20 @@ def simulate(
     run is finished; without it there is no page. sums: in how many sums of the run a person may be at most,
     where that is fewer than its noise is made for; a run that came out of a race has what the race left it.
 
-    Raises RunDirectoryError when another process works there, or the data set or the base model is not what
-    the run was begun with; RoundFailed when too few clients answer: finished rounds are kept.
+    Raises RunDirectoryError when another process works there, or settings, data or base model are not what
+    the run was begun with, finished or not; RoundFailed when too few clients answer: finished rounds are
+    kept.
     """
     progress = progress or Progress()
     with run_directory.claim(directory):
         done = RunResult.read(directory)
         if done is not None:
-            _refuse_other_people(done, world, directory)
+            refuse_changed(world, directory, done.digests)
             return done
         began = time.monotonic()
         journal = open_journal(directory)
         try:
-            refuse_other_inputs(journal, world, directory)
+            note_inputs(journal, world, directory)
             refuse_lost_agents(journal, directory)
             before = sum(log.seconds for log in journal.logs())
             fleet = SimulatedDevices(
@@ -156,14 +158,6 @@ def train_until(
 def _finished(directory: Path) -> list[RoundLog]:
     """The records of a run's finished rounds, in order."""
     return list(JournalReader(directory).logs()) if (directory / JOURNAL).exists() else []
-
-
-def _refuse_other_people(done: RunResult, world: SimulationSetup, directory: Path) -> None:
-    """RunDirectoryError when a finished run was of other people or preferences than those of `world`."""
-    if done.digests.get("data") not in (None, world.federation.digest):
-        raise RunDirectoryError(
-            f"{directory} holds the result of a run on other data; choose another directory for this one"
-        )
 
 
 def _federate(

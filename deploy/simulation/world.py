@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from penchant.client.learning.lockstep import why_one_by_one
 from penchant.client.learning.model_cache import ModelCache, simulated_models
-from penchant.common.config import Phase, RunConfig, config_digest
+from penchant.common.config import Phase, RunConfig
 from penchant.common.data.preferences import Federation, Person, without_ties
 from penchant.common.errors import (
     ConfigError,
@@ -24,10 +25,19 @@ from penchant.deploy import datasets
 from penchant.deploy.audit.record import Tensor
 from penchant.deploy.earlier_round import EarlierRound
 from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
+from penchant.deploy.run_inputs import (
+    BASE_MODEL,
+    DATA,
+    SETTINGS,
+    START,
+    refuse_others,
+    settings_digest,
+)
 from penchant.deploy.simulation.devices import AGENTS, SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
 from penchant.deploy.simulation.ray_cluster import refuse_unfit
 from penchant.server.journal import Journal, RoundLog
+from penchant.server.journal_reader import JournalReader
 from penchant.server.noise_terms import figures_of, refuse_drowned, settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.privacy_figures import PrivacyFigures
@@ -38,10 +48,6 @@ from penchant.server.secagg.plain import PlainAggregation
 from penchant.server.secagg.secure import SecureAggregation
 
 __all__ = ["Progress", "SimulationSetup", "open_run", "prepare", "require_ray", "restore", "warm"]
-
-
-WHERE = {"grid": "local", "workers": 0, "batch_people": 0}
-"""Settings that say where and how a run is computed, and not which run it is."""
 
 
 class Progress:
@@ -70,9 +76,18 @@ class SimulationSetup:
     @property
     def run(self) -> bytes:
         """The run's id: the same configuration and people, the same run, whatever carries it."""
-        same = self.config.changed(WHERE)
         begins = f"|from {self.start.digest}" if self.start else ""
-        return run_id(config_digest(same) + begins, self.federation.digest)
+        return run_id(settings_digest(self.config) + begins, self.federation.digest)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What the run is computed from -> its digest; of the start an empty one where it begins afresh."""
+        return {
+            DATA: self.federation.digest,
+            BASE_MODEL: self.model_cache.model(self.config.model, self.config.adapter).digest,
+            SETTINGS: settings_digest(self.config),
+            START: self.start.digest if self.start else "",
+        }
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -219,19 +234,23 @@ def open_run(
     )
 
 
-def refuse_other_inputs(journal: Journal, world: SimulationSetup, directory: Path) -> None:
-    model = world.model_cache.model(world.config.model, world.config.adapter)
-    same = config_digest(world.config.changed(WHERE))
-    for what, digest in (
-        ("data set", world.federation.digest),
-        ("base model", model.digest),
-        ("configuration", same),
-    ):
-        if journal.fact(what) not in (None, digest):
-            raise RunDirectoryError(
-                f"{directory} was begun with another {what}; put back what it was, or start a new run"
-            )
-        journal.note(what, digest)
+def note_inputs(journal: Journal, world: SimulationSetup, directory: Path) -> None:
+    """Have the journal know what the run is computed from; RunDirectoryError when it knows something else."""
+    inputs = world.inputs
+    refuse_others(directory, inputs, journal.fact)
+    for what, digest in inputs.items():
+        if digest:
+            journal.note(what, digest)
+
+
+def refuse_changed(world: SimulationSetup, directory: Path, digests: Mapping[str, str]) -> None:
+    """RunDirectoryError when the finished run in `directory` was computed from something else than `world`.
+
+    digests: those in its result, which knows two of them also where the journal does not.
+    """
+    journal = JournalReader(directory)
+    kept = {DATA: digests.get("data"), BASE_MODEL: digests.get("base model")}
+    refuse_others(directory, world.inputs, lambda what: journal.fact(what) or kept.get(what))
 
 
 def refuse_lost_agents(journal: Journal, directory: Path) -> None:

@@ -205,6 +205,11 @@ ODD_CALLS: dict[str, tuple[Callable[[penchant.SimulationResult], Any], str]] = {
     "load a number": (lambda _: penchant.PersonalModel.load(3), "directory is 3; give a path"),
     "open None": (lambda _: penchant.SimulationResult.open(None), "directory is None; give a path"),
     "open bytes": (lambda _: penchant.SimulationResult.open(b"run"), "directory is b'run'; give a path"),
+    "read None": (lambda _: penchant.SimulationResult.read(None), "directory is None; give a path"),
+    "read a number": (lambda _: penchant.RunConfig.read(3), "path is 3; give a path, as a text or a path"),
+    "read bytes": (lambda _: penchant.RunConfig.keys_in_file(b"run"), "path is b'run'; give a path"),
+    "read a blank": (lambda _: penchant.RunConfig.read(""), "path is ''; give a path"),
+    "read a zero": (lambda _: penchant.RunConfig.read("a\0b"), "can't read configuration"),
     "open nothing": (lambda _: penchant.SimulationResult.open("/nope"), "/nope holds no finished run"),
     "report to None": (lambda run: run.write_report(None), "path is None; give a path"),
     "export to None": (lambda run: run.personal_model("ann").export(None), "directory is None; give a path"),
@@ -249,6 +254,19 @@ def test_a_remedy_is_a_flag_on_the_command_line_alone(tmp_path: Path) -> None:
     assert str(used.value).endswith("choose another directory, or go on with the run that is there")
     assert ErrorReport.of(used.value).message.endswith(f"or go on there with --resume {tmp_path}")
     assert str(pickle.loads(pickle.dumps(used.value))) == str(used.value)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_directory_is_read_by_its_name_or_its_path(
+    result: penchant.SimulationResult, tmp_path: Path, kind: Callable[[Path], Any]
+) -> None:
+    found = penchant.SimulationResult.read(kind(result.directory))
+    assert isinstance(found, penchant.SimulationResult)
+    assert (found.directory, found.per_client) == (result.directory, result.per_client)
+    assert penchant.SimulationResult.read(kind(tmp_path)) is None
+    config = result.directory / "config.toml"
+    assert penchant.RunConfig.read(kind(config)) == penchant.RunConfig.read(config)
+    assert penchant.RunConfig.keys_in_file(kind(config))["seed"] == 0
 
 
 def test_callbacks_are_looked_at_before_a_directory_is_made(tmp_path: Path) -> None:
@@ -376,6 +394,21 @@ def test_the_same_call_goes_on_and_another_one_is_refused(small: dict[str, Any],
     assert (tmp_path / "run/report.html").exists()
     with pytest.raises(RunDirectoryError, match="a run of another configuration"):
         penchant.simulate(data, **small, share="B", out=tmp_path / "run")
+
+
+def test_a_finished_run_is_not_the_result_of_a_call_with_other_inputs(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    data = penchant.load_preferences(by_person(as_tuple), **SIZES)
+    penchant.simulate(data, **small, out=tmp_path / "run")
+    fewer = penchant.load_preferences({k: v[:-1] for k, v in by_person(as_tuple).items()}, **SIZES)
+    with pytest.raises(RunDirectoryError, match="run was begun with another data set; put back what it was"):
+        penchant.simulate(fewer, **small, out=tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    other = penchant.RunConfig.read(config).changed({"adapter.alpha": 3.0})
+    config.write_text(other.to_toml(), encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match="run was begun with another configuration"):
+        penchant.simulate(data, **small, alpha=3.0, out=tmp_path / "run")
 
 
 def test_a_temporary_directory_lives_as_long_as_its_result(small: dict[str, Any]) -> None:

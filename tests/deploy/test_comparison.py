@@ -365,6 +365,17 @@ def test_a_case_of_another_configuration_is_refused(
     assert sorted(path for path in out.rglob("*")) == before
 
 
+def test_a_case_that_was_edited_after_it_was_finished_is_refused(base: RunConfig, tmp_path: Path) -> None:
+    """Its result would stand in the table as that of settings with which nothing ran."""
+    out, case = tmp_path / "out", base.changed({"adapter.share": "A"})
+    compare([case], out)
+    (settings,) = out.glob("cases/*/config.toml")
+    edited = case.changed({"adapter.alpha": 2 * case.adapter.alpha})
+    settings.write_text(edited.to_toml(), encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match=rf"{settings.parent.name} was begun with another config"):
+        compare([edited], out)
+
+
 def test_another_share_may_have_other_rounds(base: RunConfig, tmp_path: Path) -> None:
     compare(cases(base, "A", "0"), tmp_path / "out")
     found = compare(cases(base.changed({"federation.rounds": 1}), "none", "0"), tmp_path / "out")

@@ -26,6 +26,7 @@ from penchant.deploy.earlier_round import EarlierRound, begin_from, begun_with, 
 from penchant.deploy.fleet import served_run
 from penchant.deploy.simulation import runner
 from penchant.deploy.simulation.devices import SimulatedDevices
+from penchant.deploy.simulation.models import RunModels
 from penchant.deploy.simulation.world import prepare
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.optimizers import ServerState
@@ -98,6 +99,36 @@ def test_a_resumed_run_remembers_where_it_began(first: tuple[RunConfig, Path], t
         start.factors.tobytes(),
     )
     assert begun_with(directory) is None
+
+
+def test_factors_are_not_taken_over_under_other_settings_than_their_own(
+    first: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    """A scale that was edited after the run would make another model of its factors."""
+    config, directory = first
+    shutil.copytree(directory, tmp_path / "run")
+    other = config.changed({"adapter.alpha": 2 * config.adapter.alpha})
+    (tmp_path / "run" / run_directory.CONFIG).write_text(other.to_toml(), encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match="run was begun with another configuration"):
+        earlier_round(tmp_path / "run", 2, other)
+    where = config.changed({"workers": 2})
+    (tmp_path / "run" / run_directory.CONFIG).write_text(where.to_toml(), encoding="utf-8")
+    assert earlier_round(tmp_path / "run", 2, config).digest == earlier_round(directory, 2, config).digest
+
+
+def test_a_run_goes_on_and_is_read_with_the_round_that_it_began_with_alone(
+    first: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    config, directory = first
+    simulated(tmp_path / "run", config, earlier_round(directory, 1, config))
+    people = [RunModels(tmp_path / "run").of_person(name) for name in ("p0", "p1")]
+    assert people[0].scores([("q ", "a")]) != people[1].scores([("q ", "a")])
+    for other in (earlier_round(directory, 2, config).encode(), None):
+        (tmp_path / "run" / run_directory.START).unlink()
+        if other is not None:
+            (tmp_path / "run" / run_directory.START).write_bytes(other)
+        with pytest.raises(RunDirectoryError, match="run was begun with another start; put back what it was"):
+            RunModels(tmp_path / "run").of_person("p0")
 
 
 def test_what_is_left_of_a_killed_beginning_is_not_taken_over(

@@ -6,19 +6,25 @@ import csv
 import json
 import re
 import shutil
+import sqlite3
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tastes import write_choices
+from support.tastes import small_run, write_choices
 
 import penchant
+from penchant.common.config import RunConfig
 from penchant.common.data.preferences import comparison_of
 from penchant.common.data.trl_format import parse_preference
 from penchant.common.errors import RunDirectoryError, UsageError
+from penchant.common.wire.flower import message_type
+from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
 from penchant.deploy.simulation.models import RunModels, export_models, folder_of
+from penchant.deploy.simulation.runner import simulate
+from penchant.deploy.simulation.world import prepare
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -84,6 +90,15 @@ def test_every_model_that_is_written_scores_as_the_run_s_own(
     assert "release.json" not in card, "only a server's release has one"
     others = [path for path in (tmp_path / "all").rglob("*") if stat.S_IMODE(path.stat().st_mode) & 0o077]
     assert not others, "a personal model is for its owner alone"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_run_that_is_read_has_its_models(
+    run: penchant.SimulationResult, kind: Callable[[Path], str | Path]
+) -> None:
+    found = penchant.SimulationResult.read(kind(run.directory))
+    assert found is not None
+    assert found.personal_model("p1").score("q ", ["a"]) == run.personal_model("p1").score("q ", ["a"])
 
 
 def test_a_run_s_models_judge_the_pairs_of_a_file(run: penchant.SimulationResult, place: Path) -> None:
@@ -219,6 +234,128 @@ def test_what_cannot_be_written_leaves_nothing(run: penchant.SimulationResult, t
         run.export(tmp_path / "used")
     with pytest.raises(RunDirectoryError):
         export_models(RunModels(tmp_path / "no-run"), tmp_path / "out")
+
+
+# --- what the run was computed from is another now --------------------------------------------------
+
+
+@pytest.fixture
+def moved(place: Path, tmp_path: Path, tiny_model: Callable[[str], Path], command: Command) -> Path:
+    """A finished run of four people, with data and base model of its own beside it."""
+    shutil.copytree(tiny_model("bert"), tmp_path / "base")
+    shutil.copy(place / "choices.jsonl", tmp_path)
+    words = ["--dataset", tmp_path / "choices.jsonl", "--person-column", "user", "--pairs", 6, "--rounds", 1]
+    words += ["--validation-pairs", 2, "--test-pairs", 6, "--base-model", tmp_path / "base", "--alpha", 16]
+    code, _, err = command("simulate", *words, "--share", "A", "--no-secagg", "--out", tmp_path / "run")
+    assert code == 0, err
+    return tmp_path
+
+
+def with_a_line_more(folder: Path) -> None:
+    with (folder / "choices.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"user": "p0", "prompt": "new ", "chosen": "a", "rejected": "b"}) + "\n")
+
+
+def with_other_weights(folder: Path) -> None:
+    (folder / "base" / "vocab.txt").write_text("another tokenizer file\n", encoding="utf-8")
+
+
+def with_a_setting(old: str, new: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = folder / "run" / "config.toml"
+        text = config.read_text(encoding="utf-8")
+        assert text.count(f"\n{old}\n") + text.startswith(f"{old}\n") == 1
+        config.write_text(text.replace(f"{old}\n", f"{new}\n"), encoding="utf-8")
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (with_a_line_more, "data set"),
+        (with_other_weights, "base model"),
+        (with_a_setting("alpha = 16.0", "alpha = 32.0"), "configuration"),
+        (with_a_setting("seed = 0", "seed = 1"), "configuration"),
+    ],
+)
+def test_a_run_whose_inputs_changed_gives_no_models(
+    moved: Path, command: Command, change: Callable[[Path], None], what: str
+) -> None:
+    """Nobody's own part is kept under the changed run's id: everybody would get the shared model."""
+    run, out, choices = moved / "run", moved / "models", moved / "choices.jsonl"
+    pairs = shutil.copy(choices, moved / "pairs.jsonl")
+    change(moved)
+    said = f"{run} was begun with another {what}; put back what it was, or start a new run"
+    for words in (["export", run, out], ["evaluate", run, pairs], ["evaluate", run, pairs, "--json"]):
+        code, printed, err = command(*words)
+        assert (code, printed) == (2, "")
+        assert err.splitlines() == [f"penchant: {said}"]
+    assert not out.exists()
+    result = penchant.SimulationResult.open(run)
+    for ask in (result.shared_model, lambda: result.personal_model("p0"), lambda: result.evaluate(pairs)):
+        with pytest.raises(RunDirectoryError, match=f"another {what}"):
+            ask()
+    if what == "configuration":
+        code, printed, err = command("simulate", "--resume", run)
+        assert (code, printed, err.splitlines()) == (2, "", [f"penchant: {said}"])
+
+
+def test_how_a_run_was_computed_may_change(moved: Path, command: Command) -> None:
+    for change in (with_a_setting("workers = 0", "workers = 2"), with_a_setting("seed = 0", "seed = 0 # !")):
+        change(moved)
+    code, _, err = command("export", moved / "run", moved / "models")
+    assert code == 0, err
+    own = {path.read_bytes() for path in moved.glob("models/*/adapter_model.safetensors")}
+    assert len(own) == 5, "the shared model and four others"
+
+
+def test_a_personal_part_that_is_gone_is_told(moved: Path, command: Command) -> None:
+    """Also of a run that an earlier version made, whose journal knows less."""
+    home = moved / "run" / "agents" / "000001"
+    home.rename(moved / "elsewhere")
+    said = f"{home} holds no personal part of this run, and was in its rounds"
+    code, _, err = command("export", moved / "run", moved / "models")
+    assert (code, said in err) == (2, True)
+    assert not (moved / "models").exists()
+    with pytest.raises(RunDirectoryError, match=re.escape(said)):
+        penchant.SimulationResult.open(moved / "run").personal_model("p1")
+    (moved / "elsewhere").rename(home)
+    with sqlite3.connect(moved / "run" / "journal.db") as db:
+        db.execute("DELETE FROM meta WHERE key IN ('configuration', 'data set', 'base model')")
+    with_a_setting("alpha = 16.0", "alpha = 32.0")(moved)
+    _, _, err = command("export", moved / "run", moved / "models")
+    assert "agents/000000 holds no personal part of this run" in err
+    with_a_line_more(moved)  # result.json knows the data
+    _, _, err = command("export", moved / "run", moved / "models")
+    assert "run was begun with another data set" in err
+
+
+def test_who_was_never_reached_has_no_model_of_their_own(
+    tmp_path: Path, tiny_model: Callable[[str], Path], command: Command
+) -> None:
+    """The shared model ranks their pairs, and nothing calls that their own."""
+    choices = tmp_path / "choices.jsonl"
+    write_choices(choices, [16] * 5)
+    config = RunConfig().changed(small_run(tiny_model("bert"), choices, 5, epochs=1) | {"adapter.share": "A"})
+    config = config.changed({"federation.rounds": 1, "privacy.secagg": False, "federation.min_survivors": 3})
+    run_directory.create(tmp_path / "run", config)
+    silent = (1002, message_type("keys"))
+    simulate(prepare(config), tmp_path / "run", fault=lambda node, kind: (node, kind) == silent)
+    result = penchant.SimulationResult.open(tmp_path / "run")
+    with pytest.raises(UsageError, match="no round of this run reached 'p2', who has no model of their own"):
+        result.personal_model("p2")
+    groups = {group.group: group for group in result.evaluate(choices).groups}
+    assert {name: group.own for name, group in groups.items()} == {f"p{n}": n != 2 for n in range(5)}
+    code, out, _ = command("export", tmp_path / "run", tmp_path / "models")
+    assert code == 0
+    assert "the shared model and 4 personal models are in" in out
+    assert "the shared model ranks for 1 person whom no round reached: people.csv says shared" in out
+    listed = {row["person"]: row["folder"] for row in rows_of(tmp_path / "models" / "people.csv")}
+    assert listed["p2"] == "shared"
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {*listed.values(), "people.csv"}
+    scored = result.shared_model().evaluate(choices, by="user").groups
+    assert scored[2].accuracy == groups["p2"].accuracy
 
 
 @pytest.mark.parametrize(

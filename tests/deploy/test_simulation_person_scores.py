@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,43 @@ def test_one_person_says_nothing_of_others(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "From one person nothing follows for others." in page
     assert "people drawn anew" not in page
+
+
+def test_result_json_has_the_spread_and_reads_without_it() -> None:
+    scores = people((4, 0.25, 5), (20, 0.75, 10), (40, 0.5, 20))
+    result = RunResult(
+        dataset="three",
+        base_model="tiny",
+        share="A",
+        clients=3,
+        pairs=20,
+        rounds=1,
+        seed=0,
+        accuracy=0.5,
+        per_client=tuple(scores),
+    )
+    table = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    told = dict(table["spread"])
+    intervals = told.pop("interval"), told.pop("pairs_interval")
+    assert told == {
+        "over_people": 0.5,
+        "over_pairs": pytest.approx((1 + 15 + 20) / 64),
+        "worst_tenth": 0.25,
+        "well_tested": {"accuracy": 0.625, "people": 2},
+        "groups": [
+            {"least": 5, "most": 5, "people": 1, "accuracy": 0.25},
+            {"least": 10, "most": 10, "people": 1, "accuracy": 0.75},
+            {"least": 20, "most": 20, "people": 1, "accuracy": 0.5},
+        ],
+    }
+    assert result.spread is not None
+    assert intervals == (list(result.spread.interval or ()), list(result.spread.pairs_interval or ()))
+    assert all(low < high for low, high in intervals)
+    assert RunResult.from_dict(table).to_dict() == table
+    earlier = {name: value for name, value in table.items() if name != "spread"}
+    assert RunResult.from_dict(earlier).to_dict() == table
+    nobody = RunResult.from_dict(earlier | {"per_client": []})
+    assert (nobody.spread, nobody.to_dict()["spread"]) == (None, None)
 
 
 @settings(deadline=None, max_examples=30)
