@@ -129,10 +129,7 @@ class RowLog:
     def reject(
         self, where: str, reason: str | DataError, *, lacks: str = "", row: Mapping[str, Any] | None = None
     ) -> None:
-        """Note that a row, already counted, can't be used, for what is first said to be wrong with it; lacks:
-        as in `BadRow`, of a row that is given."""
-        if self._bad and self._bad[-1].where == where:  # a row of many cells may be rejected for each
-            return
+        """Note that a row, already counted, can't be used; lacks: as in `BadRow`, of a row that is given."""
         self._bad.append(BadRow(where, str(reason), lacks))
         self._columns = self._columns or tuple(row or ())
 

@@ -59,12 +59,20 @@ class VoteTable:
         person: the column that names the person; None where people are columns, or nobody is named.
         item: the column that holds the item; None where items are columns.
         vote: the column that holds the vote; None where votes are in many columns.
+        split: whether rows say which part of the data they are for.
     """
 
     kind: Kind
     person: str | None = None
     item: str | None = None
     vote: str | None = None
+    split: bool = False
+
+    @property
+    def labels(self) -> LabelColumns:
+        """What says of a vote, handed on as a rating, whose it is and what for."""
+        named = self.vote is None or self.person
+        return LabelColumns(PERSON_FIELDS[0] if named else "", split=self.split)
 
     @property
     def name(self) -> str:
@@ -103,7 +111,8 @@ def vote_table_of(where: str, row: Row, person_column: str | None = None) -> Vot
         return None
     person, item, vote = person_column or _named(row, _PEOPLE), _named(row, _ITEMS), _named(row, _VOTES)
     if item is not None and vote is not None:
-        return VoteTable("a row for each vote", person, item, vote) if _is_vote(row[vote]) else None
+        made = VoteTable("a row for each vote", person, item, vote, split=SPLIT in row)
+        return made if _is_vote(row[vote]) else None
     if (person is not None and item is not None) or _PROMPT in row:
         return None
     named = next((name for name in (person, item, *row) if name is not None and name != SPLIT), None)
@@ -111,9 +120,9 @@ def vote_table_of(where: str, row: Row, person_column: str | None = None) -> Vot
     if len(cells) < _LEAST or not all(map(_is_vote, cells)):
         return None
     if person is not None:
-        return VoteTable("a row for each person", person=person)
+        return VoteTable("a row for each person", person=person, split=SPLIT in row)
     if item is not None:
-        return VoteTable("a row for each item", item=item)
+        return VoteTable("a row for each item", item=item, split=SPLIT in row)
     raise DataError(
         f"{where}: a table of votes, whose first column {quoted(str(named))} doesn't say what a row is; call "
         f"it {PERSON_FIELDS[0]!r} where each row is a person, or {_ITEMS[0]!r} where each row is an item"
@@ -141,9 +150,7 @@ def choices(rows: Iterable[Located], tally: Tally, log: RowLog, table: VoteTable
     graded = any(row["rating"] not in (-1, 0, 1) for _, row in kept)
     if not graded:
         kept = [(where, {**row, "label": row["rating"], "rating": None}) for where, row in kept]
-    named = table.kind != "a row for each vote" or table.person
-    columns = LabelColumns(PERSON_FIELDS[0] if named else "", split=any(SPLIT in row for _, row in kept[:1]))
-    yield from votes.rated(kept, tally, Labels(columns, log))
+    yield from votes.rated(kept, tally, Labels(table.labels, log))
 
 
 def _column(table: VoteTable) -> str:
@@ -209,7 +216,9 @@ def _rated(row: Row, table: VoteTable) -> Iterator[dict[str, Any]]:
                 "or as agree, pass and disagree"
             )
         if not math.isnan(number):
-            yield {**beside, PERSON_FIELDS[0]: person, "completion": item, "rating": number}
+            vote = {**beside, PERSON_FIELDS[0]: person, "completion": item, "rating": number}
+            table.labels.of(vote)  # which would reject the row once for each of its votes later
+            yield vote
 
 
 def _voted_on(row: Row, named: set[str | None]) -> list[str]:
