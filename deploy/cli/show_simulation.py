@@ -27,6 +27,7 @@ from penchant.deploy.simulation.race import RacePlan
 from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import REPORT, simulate
+from penchant.deploy.simulation.served import NOT_KNOWN
 from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 from penchant.server.journal import RoundLog
 
@@ -139,6 +140,8 @@ def show_result(result: RunResult, directory: Path, console: Drawing | None = No
     for name, value in _rows(result):
         table.add_row(name, value)
     console.print(table)
+    if result.why_not_served:
+        console.print(one_line(f"{NOT_KNOWN}: {result.why_not_served}."))
     where = one_line(f"{directory / run_directory.RESULT}  {directory / REPORT}")
     console.print(where, soft_wrap=True)
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penchant.common.shares import find_share
-from penchant.common.wording import listed, percent, points
-from penchant.deploy.comparison.methods import head_of, method
+from penchant.common.wording import listed, percent, points, span
+from penchant.deploy.comparison.methods import head_of, is_one_for_all, method
 from penchant.deploy.comparison.statistics import Difference, difference
 from penchant.deploy.comparison.table import ComparisonRow
 
@@ -80,7 +80,7 @@ class MethodRanking:
     @property
     def baselines(self) -> tuple[int, ...]:
         """Positions of what every other method is compared with: everyone alone, and one model for all."""
-        for_all = next((i for i, row in enumerate(self.rows) if _for_all(row)), None)
+        for_all = next((i for i, row in enumerate(self.rows) if is_one_for_all(row)), None)
         return tuple(position for position in (self.alone, for_all) if position is not None)
 
 
@@ -118,11 +118,6 @@ def method_of(row: ComparisonRow) -> tuple[str, str]:
 def _alone(row: ComparisonRow) -> bool:
     rule = find_share(row.share)
     return rule is not None and rule.shares_nothing
-
-
-def _for_all(row: ComparisonRow) -> bool:
-    rule = find_share(row.share)
-    return rule is not None and rule.shares_everything and not _personal(row)
 
 
 def _personal(row: ComparisonRow) -> bool:
@@ -208,7 +203,7 @@ def conclusion(ranking: MethodRanking) -> list[str]:
     for other in ranking.baselines:
         if other != 0:
             sentences.append(_gain(best, ranking.rows[other], method(ranking.rows[other].share)))
-    return [" ".join(sentences), *_as_good(ranking), *_no_help(ranking)]
+    return [" ".join(sentences), *_as_good(ranking), *_no_help(ranking), *_served(ranking)]
 
 
 def _gain(best: ComparisonRow, other: ComparisonRow, words: str) -> str:
@@ -247,6 +242,22 @@ def _no_help(ranking: MethodRanking) -> list[str]:
         "unclear": "Not clearly better",
     }
     return [f"{starts[verdict]}: {listed(methods)}." for verdict, methods in found.items() if methods]
+
+
+def _served(ranking: MethodRanking) -> list[str]:
+    """One sentence: for how many people each method's own models do worse than one for all, and better."""
+    told = []
+    for row, name in zip(ranking.rows, ranking.names, strict=True):
+        found = [run.served for run in row.runs if run.served is not None]
+        if found:
+            worse, better = (span([getattr(one, way) for one in found]) for way in ("worse", "better"))
+            told.append(f"“{name}” {worse} worse and {better} better of {span([o.people for o in found])}")
+    if not told:
+        return []
+    return [
+        "People whose own model differs from one model for all beyond noise (exact sign tests, corrected "
+        f"after Holm), in one run: {'; '.join(told)}."
+    ]
 
 
 def differences(ranking: MethodRanking) -> list[MethodDifference]:

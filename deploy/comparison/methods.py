@@ -29,3 +29,11 @@ def head_of(made: Adapted) -> str:
         return head
     rule = find_share(made.share)
     return (Head.PERSONAL if rule and rule.shares_nothing else Head.SHARED).value
+
+
+def is_one_for_all(made: Adapted) -> bool:
+    """Whether everybody has the same model: all factors and the head are shared."""
+    rule = find_share(made.share)
+    if rule is None or not rule.shares_everything or rule.personal:
+        return False
+    return head_of(made) != Head.PERSONAL.value

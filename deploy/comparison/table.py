@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from penchant.common.config import RunConfig
+from penchant.common.shares import ONE_FOR_ALL
 from penchant.deploy.comparison.cases import CASES, Case
+from penchant.deploy.comparison.methods import is_one_for_all
 from penchant.deploy.json_tables import from_table, plain_value
 from penchant.deploy.simulation.result import ColdStart, RunResult
+from penchant.deploy.simulation.served import Served, served, versus
 
 __all__ = [
     "Comparison",
@@ -57,7 +60,11 @@ class RunCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """One seed's accuracy and cost, and the directory of its run."""
+    """One seed's accuracy and cost, and the directory of its run.
+
+    served: people's own models against the one for all that the same seed, pairs and people have in the
+    comparison; None where there is none, and of that one itself.
+    """
 
     seed: int
     accuracy: float
@@ -68,6 +75,7 @@ class SeedRun:
     bytes_up: int
     bytes_down: int
     wall_seconds: float
+    served: Served | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +137,9 @@ class ComparisonRow:
         given = {name: value for name, value in row.items() if value is not None}
         for name, record in (("cold_start_curve", CurvePoint), ("runs", SeedRun)):
             if name in given:
-                given[name] = tuple(from_table(record, one, f"{name} of a row") for one in given[name])
+                given[name] = tuple(
+                    from_table(record, _with_served(one), f"{name} of a row") for one in given[name]
+                )
         if "cost" in given:
             given["cost"] = from_table(RunCost, given["cost"], "cost of a row")
         if not isinstance(given.get("seeds", []), list | tuple):
@@ -170,12 +180,45 @@ def table(results: Mapping[Case, RunResult]) -> list[ComparisonRow]:
     methods: dict[RunConfig, dict[Case, RunResult]] = {}
     for case, result in results.items():
         methods.setdefault(case.method, {})[case] = result
-    return [_table_row(own) for own in methods.values()]
+    for_all = _for_all(results)
+    return [_table_row(own, for_all) for own in methods.values()]
 
 
-def _table_row(results: Mapping[Case, RunResult]) -> ComparisonRow:
+_Setting = tuple[int, int, int]  # of a case: seed, pairs a person, people
+
+
+def _setting(case: Case) -> _Setting:
+    return case.config.seed, case.config.data.pairs, case.config.data.clients
+
+
+def _for_all(results: Mapping[Case, RunResult]) -> dict[_Setting, RunResult]:
+    """The result with one model for all at each setting; of several the usual rule's."""
+    found = [(case, result) for case, result in results.items() if is_one_for_all(result)]
+    found.sort(key=lambda one: one[1].share == ONE_FOR_ALL)
+    return {_setting(case): result for case, result in found}
+
+
+def served_against(own: RunResult, common: RunResult | None) -> Served | None:
+    """People's own models against one for all of another run, person by person on the same pairs; None where
+    that is not known of everybody."""
+    if common is None or is_one_for_all(own) or own.digests.get("data") != common.digests.get("data"):
+        return None
+    right = {score.client: score.right for score in common.per_client}
+    rows = []
+    for score in own.per_client:
+        other = right.get(score.client)
+        if not score.right or not other or len(score.right) != len(other):
+            return None
+        rows.append(versus(score.right, other))
+    return served(rows) if rows else None
+
+
+def _table_row(results: Mapping[Case, RunResult], for_all: Mapping[_Setting, RunResult]) -> ComparisonRow:
     by_seed = sorted(results.items(), key=lambda item: item[0].config.seed)
-    runs = tuple(_seed_run(case, result) for case, result in by_seed)
+    runs = tuple(
+        replace(_seed_run(case, result), served=served_against(result, for_all.get(_setting(case))))
+        for case, result in by_seed
+    )
     first = by_seed[0][1]
     accuracies = tuple(run.accuracy for run in runs)
     cold = [result.cold_start_accuracy for _, result in by_seed if result.cold_start_accuracy is not None]
@@ -220,6 +263,13 @@ def _cold_start_curve(curves: Sequence[Sequence[ColdStart] | None]) -> tuple[Cur
         means = [row.mean for row in rows]
         points.append(CurvePoint(rows[0].choices, statistics.fmean(means), _error(means)))
     return tuple(points) or None
+
+
+def _with_served(row: object) -> object:
+    """A seed's table of compare.json, with the record that is in it."""
+    if not isinstance(row, Mapping) or row.get("served") is None:
+        return row
+    return {**row, "served": from_table(Served, row["served"], "served of a row")}
 
 
 def _seed_run(case: Case, result: RunResult) -> SeedRun:

@@ -24,7 +24,7 @@ from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore
 from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.result import RoundSummary, RunResult, SharedTensor
-from penchant.deploy.simulation.served import Served
+from penchant.deploy.simulation.served import NOT_KNOWN, Served
 from penchant.server.charts import LineChart
 from penchant.server.privacy_figures import PrivacyFigures
 
@@ -64,7 +64,7 @@ def _report_page(result: RunResult) -> dict[str, Any]:
         "notice": _notice(result.secagg),
         "numbers": _numbers(result),
         "people_plot": plots.people(scores, result.accuracy) if scores else None,
-        "people_text": _people_text(scores, result.served) + _spread_text(result.spread),
+        "people_text": _people_text(scores, result) + _spread_text(result.spread),
         "newcomers_plot": _newcomers_plot(curve),
         "newcomers_text": _newcomers_text(curve),
         "newcomers": [_newcomers_row(row) for row in curve],
@@ -138,7 +138,7 @@ def _numbers(result: RunResult) -> list[tuple[str, str]]:
     return [(name, value) for name, value in shown if value is not None]
 
 
-def _people_text(scores: Sequence[float], against: Served | None) -> str:
+def _people_text(scores: Sequence[float], result: RunResult) -> str:
     if not scores:
         return ""
     below = sum(score < 0.5 for score in scores)
@@ -146,14 +146,14 @@ def _people_text(scores: Sequence[float], against: Served | None) -> str:
     return (
         f"One dot a person. Half of them are served at {percent(statistics.median(scores))} or better; "
         f"{served} served worse than by guessing. Such numbers about single people exist in a simulation "
-        "only: a real server never sees them." + _served_text(against)
+        "only: a real server never sees them." + _served_text(result.served, result.why_not_served)
     )
 
 
-def _served_text(against: Served | None) -> str:
-    """How people fare against everybody's model, for rules that have one."""
+def _served_text(against: Served | None, why_not: str) -> str:
+    """How people fare against everybody's model; where there is none, why that is not known."""
     if against is None:
-        return ""
+        return f" {NOT_KNOWN}: {why_not}."
     return (
         f" Everybody's model alone is at {percent(against.accuracy)}; beyond noise, one's own is worse than "
         f"it for {against.worse} and better for {against.better} of "

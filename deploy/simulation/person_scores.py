@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,14 @@ class ClientScore:
     """How one person's model does on the pairs that were held out; exists in a simulation only.
 
     n_train: how many pairs the person trained on; None in results of earlier versions.
+    right: a digit for each test pair, in order, 1 where it is ranked right; None in those as well.
     """
 
     client: str
     n_test: int | None = None
     accuracy: float | None = None
     n_train: int | None = None
+    right: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore, spread_of
 from penchant.deploy.simulation.race_record import Race
-from penchant.deploy.simulation.served import Served, served
+from penchant.deploy.simulation.served import Served, ranked_right, served, why_not_served
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.measured import measured_after
@@ -147,6 +147,11 @@ class RunResult:
         return spread_of(self.per_client)
 
     @property
+    def why_not_served(self) -> str:
+        """Why `served` is None; empty where it is not."""
+        return "" if self.served is not None else why_not_served(self.share, self.head)
+
+    @property
     def measured(self) -> dict[int, RoundSummary]:
         """round -> the row that measured the factors which it ended with; 0: those of the beginning."""
         return dict(measured_after(self.rounds_log))
@@ -168,9 +173,10 @@ class RunResult:
             if name == "accuracy":
                 table[name] = {"personal": value, "cold_start": self.cold_start_accuracy}
                 table["spread"] = None if self.spread is None else self.spread.to_dict()
-            elif name != "cold_start_accuracy" and (
-                name not in ("baselines", "best_round", "served", "race") or value
-            ):
+            elif name == "served":
+                table[name] = value
+                table["served_why"] = self.why_not_served or None
+            elif name != "cold_start_accuracy" and (name not in ("baselines", "best_round", "race") or value):
                 table[name] = value
         return table
 
@@ -289,7 +295,10 @@ def result_of(
         cold_start_accuracy=curve[-1].mean if curve else None,
         cold_start=None if curve is None else tuple(curve),
         per_client=tuple(
-            ClientScore(score.client, score.n_test, score.accuracy, score.n_train) for score in scores
+            ClientScore(
+                score.client, score.n_test, score.accuracy, score.n_train, ranked_right(score.margins)
+            )
+            for score in scores
         ),
         rounds_log=trained,
         wall_seconds=wall,

@@ -6,11 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penchant.client.learning.chosen import chance_of
+from penchant.common.shares import ONE_FOR_ALL, Head, find_share
 
-__all__ = ["ALPHA", "Served", "Versus", "beyond_noise", "served"]
+__all__ = [
+    "ALPHA",
+    "NOT_KNOWN",
+    "Served",
+    "Versus",
+    "beyond_noise",
+    "ranked_right",
+    "served",
+    "versus",
+    "why_not_served",
+]
 
 ALPHA = 0.05
 """How likely it may be that anybody at all is counted by chance."""
+NOT_KNOWN = "Who is served worse than by one model for all is not known here"
+"""For people, before `why_not_served`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,33 @@ class Served:
     def words(self) -> str:
         """For a table: how many are worse off, and how many better."""
         return f"{self.worse} worse, {self.better} better of {self.people}"
+
+
+def ranked_right(margins: Sequence[float]) -> str:
+    """A digit for each held-out pair, in order: 1 where it is ranked right."""
+    return "".join("1" if margin > 0 else "0" for margin in margins)
+
+
+def versus(own: str, common: str) -> Versus:
+    """One person's own model against everybody's, each as `ranked_right` tells it of the same pairs."""
+    both = list(zip(own, common, strict=True))
+    return Versus(both.count(("1", "0")), both.count(("0", "1")), common.count("1"), len(common))
+
+
+def why_not_served(share: str, head: str | None) -> str:
+    """Why a run with this share says nothing of people who are served worse than by one model for all.
+
+    head: whose the score head is.
+    """
+    rule = find_share(share)
+    if rule is not None and rule.shares_everything and head != Head.PERSONAL.value:
+        return f"share {share} trains one model for all"
+    if rule is not None and rule.spread is not None:
+        return "the version that made this result did not compare them"
+    return (
+        f"share {share} trains no model for all beside people's own; penchant compare --shares "
+        f"{share},{ONE_FOR_ALL} on the same data compares with one, person by person"
+    )
 
 
 def served(rows: Sequence[Versus]) -> Served:

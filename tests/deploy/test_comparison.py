@@ -30,8 +30,10 @@ from penchant.deploy.comparison.conclusions import conclusion, differences, head
 from penchant.deploy.comparison.statistics import difference, student_t95
 from penchant.deploy.comparison.table import ComparisonRow, _caveats, table
 from penchant.deploy.report import PAGES
+from penchant.deploy.simulation.person_scores import ClientScore
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import simulate
+from penchant.deploy.simulation.served import Served, served, versus
 from penchant.deploy.simulation.world import SimulationSetup, prepare
 
 WORDS = ["motion", "bill", "vote", "table", "cloture", "judge", "budget", "tax"]
@@ -476,6 +478,74 @@ def worked(base: RunConfig, values: dict[str, list[float]]) -> list[ComparisonRo
             case = Case.of(base.changed({"adapter.share": share, "seed": seed}))
             results[case] = result_of(case.config, accuracy)
     return table(results)
+
+
+def judged(base: RunConfig, share: str, people: dict[str, str], seed: int = 0, data: str = "d") -> Any:
+    """A case with one share, and a result in which these pairs of each person are ranked right."""
+    case = Case.of(base.changed({"adapter.share": share, "seed": seed}))
+    scores = [ClientScore(name, len(right), 0.5, 5, right) for name, right in people.items()]
+    result = result_of(case.config, 0.5)
+    return case, dataclasses.replace(result, per_client=tuple(scores), digests={"data": data})
+
+
+def test_who_is_served_worse_than_by_one_model_for_all_by_hand(base: RunConfig) -> None:
+    """Of three people one has twelve pairs that only the model for all ranks right, one twelve that only
+    their own does: chances of 1 in 4,096, below .05 / 3."""
+    for_all = {"a": "1" * 12 + "00", "b": "0" * 12 + "01", "c": "1" * 14}
+    own = {"a": "0" * 12 + "11", "b": "1" * 13 + "0", "c": "1" * 14}
+    cases = [judged(base, "A", own), judged(base, "AB", for_all), judged(base, "B", for_all)]
+    cases += [judged(base, "A", own, seed=1), judged(base, "AB", own, seed=1)]
+    rows = {row.share: row for row in table(dict(cases))}
+    mean = (12 / 14 + 1 / 14 + 1) / 3
+    expected = Served(people=3, accuracy=pytest.approx(mean), worse=1, better=1)
+    assert rows["A"].runs[0].served == expected
+    assert [(run.served.worse, run.served.better) for run in rows["A"].runs] == [(1, 1), (0, 0)]
+    assert [(run.served.worse, run.served.better) for run in rows["B"].runs] == [(0, 0)]
+    assert [run.served for run in rows["AB"].runs] == [None, None], "it is the model for all"
+    read = ComparisonRow.from_dict(json.loads(json.dumps(rows["A"].to_dict())))
+    assert read == rows["A"]
+    (ranking,) = rankings_of(list(rows.values()))
+    sentence = conclusion(ranking)[-1]
+    assert sentence.startswith("People whose own model differs from one model for all beyond noise")
+    assert "“A shared, B personal” 0 to 1 worse and 0 to 1 better of 3" in sentence
+
+
+def test_people_are_compared_on_the_same_pairs_alone(base: RunConfig) -> None:
+    own = {"a": "10", "b": "01"}
+    for other in (
+        judged(base, "AB", own, data="other"),
+        judged(base, "AB", {"a": "10"}),
+        judged(base, "AB", {"a": "10", "b": "011"}),
+        judged(base, "AB", {"a": "10", "b": ""}),
+        judged(base, "AB", own, seed=1),
+        judged(base.changed({"adapter.head": "personal"}), "AB", own),
+    ):
+        rows = table(dict([judged(base, "A", own), other]))
+        assert [run.served for row in rows for run in row.runs] == [None, None]
+        assert not any("beyond noise" in line for line in conclusion(rankings_of(rows)[0]))
+
+
+def test_a_comparison_says_who_is_served_worse_than_by_its_one_model_for_all(
+    base: RunConfig, tmp_path: Path
+) -> None:
+    found = compare(cases(base, "A,AB", "0"), tmp_path / "out")
+    (own, for_all) = (next(row for row in found.rows if row.share == share) for share in ("A", "AB"))
+    results = [
+        json.loads((tmp_path / "out" / row.runs[0].directory / "result.json").read_text())
+        for row in (own, for_all)
+    ]
+    for result in results:
+        assert result["served"] is None
+        for score in result["per_client"]:
+            assert score["right"].count("1") / score["n_test"] == pytest.approx(score["accuracy"])
+    pairs = [
+        versus(one["right"], other["right"])
+        for one, other in zip(*(r["per_client"] for r in results), strict=True)
+    ]
+    assert own.runs[0].served == served(pairs)
+    assert own.runs[0].served.accuracy == pytest.approx(for_all.accuracy_mean)
+    assert "--shares A,AB" in results[0]["served_why"]
+    assert results[1]["served_why"] == "share AB trains one model for all"
 
 
 def test_standard_error_and_paired_difference_by_hand(base: RunConfig) -> None:

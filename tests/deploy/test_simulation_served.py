@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from penchant.deploy.simulation.served import Served, Versus, beyond_noise, served
+from penchant.deploy.simulation.served import (
+    Served,
+    Versus,
+    beyond_noise,
+    ranked_right,
+    served,
+    versus,
+    why_not_served,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +47,31 @@ def test_noise_alone_counts_somebody_in_one_of_twenty_fleets_at_most() -> None:
         ahead = draw.binomial(20, 0.5, size=50)
         fleets.append(served([Versus(int(n), 20 - int(n), 30, 60) for n in ahead]).worse > 0)
     assert np.mean(fleets) <= 0.05
+
+
+def test_two_models_on_the_same_pairs_by_hand() -> None:
+    own, common = ranked_right([0.5, -0.1, 2.0, 0.0, 1.0]), ranked_right([-1.0, 0.1, 3.0, -2.0, 0.2])
+    assert (own, common) == ("10101", "01101"), "equal scores are not ranked right"
+    assert versus(own, common) == Versus(ahead=1, behind=1, common=3, pairs=5)
+    assert versus("111100", "000011") == Versus(ahead=4, behind=2, common=2, pairs=6)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        versus("10", "1")
+
+
+@pytest.mark.parametrize(
+    ("share", "head", "says"),
+    [
+        (
+            "A",
+            "shared",
+            "share A trains no model for all beside people's own; penchant compare --shares A,AB on",
+        ),
+        ("none", "personal", "penchant compare --shares none,AB"),
+        ("of-a-plugin", "shared", "penchant compare --shares of-a-plugin,AB"),
+        ("AB", "shared", "share AB trains one model for all"),
+        ("AB", "personal", "share AB trains no model for all"),
+        ("common", "shared", "the version that made this result did not compare them"),
+    ],
+)
+def test_why_nothing_is_said_is_said(share: str, head: str, says: str) -> None:
+    assert says in why_not_served(share, head)
