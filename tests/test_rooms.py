@@ -165,7 +165,7 @@ LATE = {
     "penchant.deploy.report": ("deploy/report/__init__.py",),
 }
 HEAVY = {
-    "bitsandbytes", "datasets", "flwr", "grpc", "httpx", "huggingface_hub", "matplotlib",
+    "bitsandbytes", "datasets", "flwr", "gguf", "grpc", "httpx", "huggingface_hub", "matplotlib",
     "onnx_ir", "onnxruntime", "onnxscript", "optuna", "pandas", "peft", "pyarrow", "ray", "rdata",
     "safetensors", "tokenizers", "torch", "transformers", "uvicorn",
 }  # fmt: skip

@@ -538,12 +538,12 @@ class Device(DeviceHome):
             return str(error)
         return ""
 
-    def export(self, directory: Path, base: str | None = None) -> str:
+    def export(self, directory: Path, base: str | None = None, *, gguf: bool = False) -> str:
         """Write the personal model as plain peft files (`client.export`); `base`: where its loader finds
-        the base model, if not where it was published. -> Why they hold no classifier of transformers, empty
-        when they do."""
+        the base model, if not where it was published; `gguf`: with an adapter for llama.cpp. -> Why they hold
+        no classifier of transformers, empty when they do."""
         merged = self._merged()
-        return export_peft(Export.of(merged, base), directory, tried=merged)
+        return export_peft(Export.of(merged, base, gguf=gguf), directory, tried=merged)
 
     def export_onnx(self, directory: Path) -> None:
         """Write the personal model as one ONNX file with its tokenizer; errors as of `onnx_export`."""

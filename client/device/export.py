@@ -6,7 +6,7 @@ pooled at its last token and not normalised, the same adapter with its head also
 `AutoModelForSequenceClassification`, which is tried before the export ends. LoRe has no adapter: its head on
 the frozen embedding is all there is.
 A model without a head (objectives such as dpo) is a policy: one adapter over `AutoModelForCausalLM`, which
-writes and by whose log-probabilities responses are scored.
+writes and by whose log-probabilities responses are scored; where it is asked for, also as a GGUF file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from penchant.client.device.classifier import disagreement, unfit
 from penchant.client.device.conversation_form import form_said
+from penchant.client.device.gguf_adapter import GGUF_FILE, GgufAdapter
 from penchant.client.learning.merged_model import MergedModel
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DeviceError, UsageError
@@ -87,6 +88,7 @@ class Export:
         conversations: as of `MergedModel`; None where nobody knows, as at a server.
         tokenizer: files by name that go with it: those of the tokenizer, where its template is a part of the
             model; none where the server writes, which has no base model.
+        gguf: the same adapter for llama.cpp, where it is asked for.
     """
 
     effective: MergedWeights
@@ -106,6 +108,7 @@ class Export:
     templated: bool = False
     conversations: bool | None = None
     tokenizer: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    gguf: GgufAdapter | None = field(default=None, repr=False)
 
     @property
     def objective(self) -> Objective:
@@ -113,9 +116,11 @@ class Export:
         return self.model.rule
 
     @classmethod
-    def of(cls, merged: MergedModel, base: str | None = None, *, personal: bool = True) -> Self:
+    def of(
+        cls, merged: MergedModel, base: str | None = None, *, personal: bool = True, gguf: bool = False
+    ) -> Self:
         """The export of a model; `base`: where its loader finds the base model, if not where it was
-        published."""
+        published; `gguf`: with an adapter for llama.cpp, whose errors are those of `GgufAdapter.of`."""
         model = merged.model
         return cls(
             effective=merged.weights,
@@ -133,6 +138,7 @@ class Export:
             templated=model.prompts.templated,
             conversations=merged.conversations,
             tokenizer=model.tokenizer_files() if model.prompts.templated else {},
+            gguf=GgufAdapter.of(merged) if gguf else None,
         )
 
     @property
@@ -169,6 +175,9 @@ def export_peft(export: Export, directory: Path, *, tried: MergedModel | None = 
         files = {SETTINGS_FILE: _settings(export), CARD_FILE: _policy_card(export).encode()}
         files |= export.tokenizer
         folder.write(files | _adapter(export, prefix=writer_prefix(export.writer), extra={}))
+        if export.gguf is not None:
+            folder.write({GGUF_FILE: b""})  # for the owner alone
+            export.gguf.write(directory / GGUF_FILE)
     return ""
 
 
@@ -420,13 +429,26 @@ Base model: `{export.base}`, penchant digest `{export.digest}`.
 
 ```python
 {snippet(export, ".")}```
-{_score_said(export)}"""
+{_score_said(export)}{_gguf(export)}"""
 
 
 def _score_said(export: Export) -> str:
     """What a policy's score is, where its objective says so."""
     said = export.objective.said
     return f"\nA response's score is {said}, times {export.model.beta:g}.\n" if said else ""
+
+
+def _gguf(export: Export) -> str:
+    """What the card says of the file for llama.cpp; nothing where there is none."""
+    if export.gguf is None:
+        return ""
+    return f"""
+`{GGUF_FILE}` is the same adapter for llama.cpp, over a GGUF file of the base model, quantised or not:
+
+```
+llama-server -m BASE.gguf --lora {GGUF_FILE}
+```
+"""
 
 
 def _release(export: Export) -> str:

@@ -259,6 +259,11 @@ class RewardModel:
         """The tail of several people at a time; None where they are served one by one."""
         return stacked_tail(self.tail, self._network)
 
+    @property
+    def configuration(self) -> Any:
+        """The base model's, as transformers has it: its family, its sizes."""
+        return self._backbone.model.config
+
     def split(self, *, warmup: bool = False, seed: int = 0) -> Split:
         """The split of this model's tensors that its configuration asks for."""
         return Split.of(

@@ -104,18 +104,23 @@ class PersonalModel:
         """
         return evaluate(path_given("source", source), Models(self._merged), by=by)
 
-    def export(self, directory: str | Path, base: str | None = None) -> None:
+    def export(self, directory: str | Path, base: str | None = None, *, gguf: bool = False) -> None:
         """Write the model as plain peft files, which need no penchant to be used.
 
-        base: where whoever loads the files finds the base model, if not where it was published.
+        Args:
+            directory: an empty directory, or one that is not there yet.
+            base: where whoever loads the files finds the base model, if not where it was published.
+            gguf: whether a policy's adapter is also written as `adapter.gguf`, for llama.cpp.
 
         Raises:
-            UsageError: the directory is in use, or the model can't be held by a peft adapter.
+            UsageError: the directory is in use, or the model can't be held by a peft adapter; or, with
+                `gguf`, it is not a policy or penchant[gguf] is missing.
+            BaseModelError: with `gguf`, it is not known where llama.cpp keeps this base model's weights.
         """
         directory = path_given("directory", directory)
         if base is not None and not isinstance(base, str):
             raise UsageError(f"base is {base!r}; give the name or the folder of a base model, as a text")
-        export_peft(Export.of(self._merged, base), directory, tried=self._merged)
+        export_peft(Export.of(self._merged, base, gguf=gguf), directory, tried=self._merged)
 
     def export_onnx(self, directory: str | Path) -> None:
         """Write the model as one ONNX file with its tokenizer and a card, for runtimes without torch. What is

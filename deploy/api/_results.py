@@ -110,20 +110,27 @@ class SimulationResult(RunResult):
         """
         return evaluate(path_given("source", source), self._models.for_evaluation(), by=by)
 
-    def export(self, directory: str | Path, people: Iterable[str] | None = None) -> None:
+    def export(
+        self, directory: str | Path, people: Iterable[str] | None = None, *, gguf: bool = False
+    ) -> None:
         """Write the shared model and people's own as plain peft files, one folder for each, and a table of
         whose they are (`people.csv`).
 
-        people: the names of those whose models are wanted; everybody's if None.
+        Args:
+            directory: an empty directory, or one that is not there yet.
+            people: the names of those whose models are wanted; everybody's if None.
+            gguf: as of `PersonalModel.export`, in each folder.
 
         Raises:
-            UsageError: the directory is in use, somebody took no part, or peft can't hold the model.
+            UsageError: the directory is in use, somebody took no part, or peft can't hold the model; or, with
+                `gguf`, as of `PersonalModel.export`.
+            BaseModelError: with `gguf`, likewise.
             RunDirectoryError: as `personal_model`.
         """
         if isinstance(people, str):
             raise UsageError(f"people is {people!r}; give a list, such as [{people!r}]")
         wanted = None if people is None else list(people)
-        export_models(self._models, path_given("directory", directory), wanted)
+        export_models(self._models, path_given("directory", directory), wanted, gguf=gguf)
 
     def audit(self) -> Audit:
         """What left the clients in this run, by name, shape, type and bytes."""

@@ -200,6 +200,10 @@ def export(
     people: Annotated[
         list[str] | None, typer.Option("--person", help="This person's model; more than once for more.")
     ] = None,
+    gguf: Annotated[
+        bool,
+        typer.Option("--gguf", help="Beside each policy's adapter, one for llama.cpp (penchant[gguf])."),
+    ] = False,
 ) -> None:
     """Write the models of a simulation as plain peft files: the shared one, and everybody's own.
 
@@ -208,7 +212,7 @@ def export(
     from penchant.deploy.cli.show_models import export_and_say
     from penchant.deploy.simulation.models import RunModels
 
-    export_and_say(RunModels(directory), out, people)
+    export_and_say(RunModels(directory), out, people, gguf=gguf)
 
 
 @command(app)

@@ -25,10 +25,12 @@ SHOWN = 12
 """Of how many people or kinds a line is shown; of more, those whose pairs are ranked worst."""
 
 
-def export_and_say(models: RunModels, out: Path, people: Sequence[str] | None = None) -> None:
+def export_and_say(
+    models: RunModels, out: Path, people: Sequence[str] | None = None, *, gguf: bool = False
+) -> None:
     """Write the models of a run, and say where they are. Errors as `export_models`."""
     with working("writing models"):
-        found = export_models(models, out, people or None)
+        found = export_models(models, out, people or None, gguf=gguf)
     say(f"the shared model and {counted(found.own, 'personal model')} are in {out}; {PEOPLE_FILE} says whose")
     if found.shared:
         people = counted(found.shared, "person", "people")

@@ -148,7 +148,9 @@ class ExportedModels:
     shared: int
 
 
-def export_models(models: RunModels, out: Path, people: Sequence[str] | None = None) -> ExportedModels:
+def export_models(
+    models: RunModels, out: Path, people: Sequence[str] | None = None, *, gguf: bool = False
+) -> ExportedModels:
     """Write the models of a finished run as plain peft files; -> how many people's.
 
     ``out/shared`` holds what a newcomer begins with, one folder for each person their own model;
@@ -159,9 +161,11 @@ def export_models(models: RunModels, out: Path, people: Sequence[str] | None = N
         models: the run's.
         out: where the folders are made: an empty directory, or one that is not there yet.
         people: the names of those whose models are wanted; everybody's if None.
+        gguf: with an adapter for llama.cpp in each folder.
 
     Raises:
         UsageError: `out` is in use, somebody took no part in the run, or a peft adapter can't hold the model.
+        UsageError, BaseModelError: as of `GgufAdapter.of`, before anything is written.
         RunDirectoryError: the run is not finished, or settings, data or base model are no longer its own.
     """
     result = finished(models.directory)
@@ -170,9 +174,9 @@ def export_models(models: RunModels, out: Path, people: Sequence[str] | None = N
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is in use; choose an empty directory for the models")
     start = models.of_newcomer([])
-    why = export_peft(Export.of(start, personal=False), out / SHARED, tried=start)
+    why = export_peft(Export.of(start, personal=False, gguf=gguf), out / SHARED, tried=start)
     for name, folder in own.items():
-        model = Export.of(models.of_person(name))
+        model = Export.of(models.of_person(name), gguf=gguf)
         export_peft(replace(model, classifier="") if why else model, out / folder)
     scores = {score.client: score for score in result.per_client}
     known = [scores.get(name, ClientScore(name)) for name in wanted]

@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import random_model
+from support.random_model import a_policy
+from transformers import AutoModelForCausalLM
 
 from penchant.client.device.export import CLASSIFIER, Export, export_peft, snippet
 from penchant.client.device.exported_model import load_exported
@@ -25,6 +28,7 @@ from penchant.common.errors import BaseModelError, DeviceError, UsageError
 from penchant.common.model.backbone import load_classifier
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.reward import RewardModel, load_reward_model
+from penchant.common.settings import settings_of
 
 TEXTS = [
     ("the motion ", "on the bill"),
@@ -346,3 +350,35 @@ def test_the_kernel_is_folded_into_the_classifier(tiny_model: Callable[[str], Pa
     assert export_peft(export, tmp_path) == ""
     said = by_the_card(tmp_path)([p + r for p, r in TEXTS])
     assert said == pytest.approx(scores(loaded, export.effective), abs=1e-4)
+
+
+VLLM_RANK_MOST = 512  # the most that its --max-lora-rank may be
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
+def test_a_policy_keeps_to_what_vllm_asks_of_an_adapter(
+    tiny_writer: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    """What vllm/lora checks in peft_helper.py, lora_model.py and utils.py, said again: vLLM isn't run."""
+    export_peft(Export.of(a_policy(tiny_writer(kind))), tmp_path / "mine")
+    settings = json.loads((tmp_path / "mine" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (settings["peft_type"], settings["task_type"], settings["bias"]) == ("LORA", "CAUSAL_LM", "none")
+    assert settings["modules_to_save"] is None
+    assert (settings["use_dora"], settings["use_rslora"]) == (False, False)
+    assert (settings["r"], settings["lora_alpha"]) == (3, 4.5)
+    assert isinstance(settings["target_modules"], list)
+    causal = AutoModelForCausalLM.from_pretrained(tiny_writer(kind))
+    linear = {name for name, module in causal.named_modules() if isinstance(module, torch.nn.Linear)}
+    read: dict[str, set[str]] = {}
+    for name, tensor in load_file(tmp_path / "mine" / "adapter_model.safetensors").items():
+        first, second, *path, side, last = name.split(".")
+        assert (first, second, last) == ("base_model", "model", "weight")
+        assert tensor.shape[side == "lora_B"] == settings["r"]
+        read.setdefault(".".join(path), set()).add(side)
+    assert set(read) == linear - {"lm_head"}
+    assert all(sides == {"lora_A", "lora_B"} for sides in read.values())
+
+
+def test_no_rank_is_above_what_vllm_allows() -> None:
+    (rank,) = (setting for setting in settings_of(AdapterConfig) if setting.name == "rank")
+    assert rank.declared.high == VLLM_RANK_MOST

@@ -235,6 +235,10 @@ def export(
             "--base", help="Where the base model of a peft adapter will be found: hub id or folder."
         ),
     ] = None,
+    gguf: Annotated[
+        bool,
+        typer.Option("--gguf", help="Beside a policy's peft adapter, one for llama.cpp (penchant[gguf])."),
+    ] = False,
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:
@@ -244,12 +248,14 @@ def export(
     if format == "onnx":
         if base is not None:
             raise UsageError("--base is for peft: an ONNX file has the base model in it")
+        if gguf:
+            raise UsageError("--gguf is for peft: leave --format onnx out")
         device = open_device(home, passphrase)
         with working("writing the model as ONNX, and trying it"):
             device.export_onnx(directory)
         say(f"{directory}: see its README.md")
         return
-    why = open_device(home, passphrase).export(directory, base)
+    why = open_device(home, passphrase).export(directory, base, gguf=gguf)
     say(f"{directory}: see its README.md")
     if why:
         notice(f"it holds no classifier of transformers: {why}")
