@@ -23,7 +23,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _PartContext:
     """A model's record, empty in simulations, and a blend."""
 
     model: Annotated[bytes, AtMost(MAX_PLAN + MAX_FACTORS + 64)]
@@ -42,7 +42,7 @@ def kept_with(model: Model | None, blend: Blend | None) -> bytes:
     record = b"" if model is None else encode_record(model)
     chosen = Blend() if blend is None else blend
     return encode_record(
-        _Kept(record, chosen.percent, chosen.tried, chosen.ahead, chosen.behind, chosen.judged)
+        _PartContext(record, chosen.percent, chosen.tried, chosen.ahead, chosen.behind, chosen.judged)
     )
 
 
@@ -60,9 +60,9 @@ def blend_of(context: bytes) -> Blend | None:
     return Blend(kept.percent, kept.tried, kept.ahead, kept.behind, kept.judged)
 
 
-def _kept(context: bytes) -> _Kept | None:
+def _kept(context: bytes) -> _PartContext | None:
     """None for the context of an earlier version, which is a model's record alone, or nothing."""
     try:
-        return decode_record(context, _Kept)
+        return decode_record(context, _PartContext)
     except CodecError:
         return None

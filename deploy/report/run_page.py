@@ -24,7 +24,7 @@ from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore
 from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.result import RoundSummary, RunResult, SharedTensor
-from penchant.deploy.simulation.served import NOT_KNOWN, Served
+from penchant.deploy.simulation.served import NOT_KNOWN, ModelsChosen, Served
 from penchant.server.charts import LineChart
 from penchant.server.privacy_figures import PrivacyFigures
 
@@ -146,7 +146,9 @@ def _people_text(scores: Sequence[float], result: RunResult) -> str:
     return (
         f"One dot a person. Half of them are served at {percent(statistics.median(scores))} or better; "
         f"{served} served worse than by guessing. Such numbers about single people exist in a simulation "
-        "only: a real server never sees them." + _served_text(result.served, result.why_not_served)
+        "only: a real server never sees them."
+        + _served_text(result.served, result.why_not_served)
+        + _chosen_text(result.chosen)
     )
 
 
@@ -159,6 +161,17 @@ def _served_text(against: Served | None, why_not: str) -> str:
         f"it for {against.worse} and better for {against.better} of "
         f"{counted(against.people, 'person', 'people')} (exact sign tests on the pairs that only one ranks "
         "right, corrected after Holm, 5%)."
+    )
+
+
+def _chosen_text(chosen: ModelsChosen | None) -> str:
+    """Which models devices have chosen for their people, and by what."""
+    if chosen is None:
+        return ""
+    return (
+        f" By held-out choices devices chose the own model for {chosen.own}, the one halfway to everybody's "
+        f"for {chosen.halfway} and everybody's for {chosen.everybodys}: another than the own one only where "
+        "chance alone makes its lead in at most 5% of cases."
     )
 
 

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from penchant.client.agent.agent import Agent
 from penchant.client.agent.flower_app import Answer
+from penchant.client.agent.kept_model import blend_of
 from penchant.client.agent.known_lists import ListByDigest
 from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.agent.owner import Choices, FixedOwner
 from penchant.client.learning.blend import leads
+from penchant.client.learning.chosen import Blend
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.outcome import Counts
 from penchant.client.learning.trainer import counts_of
@@ -63,6 +65,7 @@ class Score:
     ties_expected: float = 0.0  # by the person's own model, of those and these
     versus: Versus | None = None  # against the population's own model, where there is one
     margins: tuple[float, ...] = field(default=(), repr=False)  # of the n_test choices, in log-odds
+    blend: Blend | None = None  # which model the device has chosen, where it had a choice
 
     @property
     def accuracy(self) -> float:
@@ -247,7 +250,13 @@ class SimulatedDevices:
             counts.ties_expected,
             versus,
             tuple(float(one) for one, pair in zip(margins, pairs, strict=True) if not pair.tie),
+            self._blend(index, run),
         )
+
+    def _blend(self, index: int, run: bytes) -> Blend | None:
+        """Which model one person's device has chosen; None where it had no choice."""
+        kept = self._vault(index).personal(run)
+        return None if kept is None else blend_of(kept.context)
 
     def _versus(
         self, index: int, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]

@@ -1,16 +1,19 @@
-"""Who is served worse by their own model than by the one for all, beyond noise."""
+"""Who is served worse by their own model than by the one for all, beyond noise, and what devices chose."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
-from penchant.client.learning.chosen import chance_of
+from penchant.client.learning.chosen import Blend, chance_of
 from penchant.common.shares import ONE_FOR_ALL, Head, find_share
 
 __all__ = [
     "ALPHA",
     "NOT_KNOWN",
+    "ModelsChosen",
     "Served",
     "Versus",
     "beyond_noise",
@@ -80,6 +83,28 @@ def why_not_served(share: str, head: str | None) -> str:
         f"share {share} trains no model for all beside people's own; penchant compare --shares "
         f"{share},{ONE_FOR_ALL} on the same data compares with one, person by person"
     )
+
+
+@dataclass(frozen=True)
+class ModelsChosen:
+    """For how many people their device has chosen their own model, everybody's, or the one halfway between,
+    by their held-out choices."""
+
+    own: int
+    halfway: int
+    everybodys: int
+
+    @classmethod
+    def of(cls, blends: Sequence[Blend]) -> Self | None:
+        """None where no device had a choice."""
+        if not blends:
+            return None
+        count = Counter(blend.percent for blend in blends)
+        return cls(count[100], count[50], count[0])
+
+    def words(self) -> str:
+        """For a table."""
+        return f"own {self.own}, halfway {self.halfway}, everybody's {self.everybodys}"
 
 
 def served(rows: Sequence[Versus]) -> Served:
