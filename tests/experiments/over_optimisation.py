@@ -91,7 +91,7 @@ def of_policies(people: People, rows: Mapping[str, Mapping[str, float]]) -> dict
     pool = [own[1:] for own in people.base]
     found = {}
     for row, share in SHARES.items():
-        if row not in rows or not people.kept_texts(row).exists():
+        if "kl" not in rows.get(row, {}) or not people.kept_texts(row).exists():
             continue
         texts: list[list[str]] = json.loads(people.kept_texts(row).read_text("utf-8"))
         models = models_of(people.global_ranker if share == "AB" else people.ranker)
