@@ -160,8 +160,8 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
     if result.served is not None:
         yield "with everybody's model alone", f"{result.served.accuracy:.3f}"
         yield "  one's own is, beyond noise", result.served.words()
-    if result.chosen is not None:
-        yield "model that devices chose", result.chosen.words()
+    if result.models_in_use is not None:
+        yield "models that devices chose", result.models_in_use.words()
     if result.race is not None:
         yield from _race_rows(result.race)
     yield "rounds, seed", f"{result.rounds}, {result.seed}"

@@ -24,7 +24,7 @@ from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore
 from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.result import RoundSummary, RunResult, SharedTensor
-from penchant.deploy.simulation.served import NOT_KNOWN, ModelsChosen, Served
+from penchant.deploy.simulation.served import NOT_KNOWN, ModelsInUse, Served
 from penchant.server.charts import LineChart
 from penchant.server.privacy_figures import PrivacyFigures
 
@@ -148,7 +148,7 @@ def _people_text(scores: Sequence[float], result: RunResult) -> str:
         f"{served} served worse than by guessing. Such numbers about single people exist in a simulation "
         "only: a real server never sees them."
         + _served_text(result.served, result.why_not_served)
-        + _chosen_text(result.chosen)
+        + _in_use_text(result.models_in_use)
     )
 
 
@@ -164,13 +164,13 @@ def _served_text(against: Served | None, why_not: str) -> str:
     )
 
 
-def _chosen_text(chosen: ModelsChosen | None) -> str:
+def _in_use_text(found: ModelsInUse | None) -> str:
     """Which models devices have chosen for their people, and by what."""
-    if chosen is None:
+    if found is None:
         return ""
     return (
-        f" By held-out choices devices chose the own model for {chosen.own}, the one halfway to everybody's "
-        f"for {chosen.halfway} and everybody's for {chosen.everybodys}: another than the own one only where "
+        f" By held-out choices devices chose the own model for {found.own}, the one halfway to everybody's "
+        f"for {found.halfway} and everybody's for {found.everybodys}: another than the own one only where "
         "chance alone makes its lead in at most 5% of cases."
     )
 

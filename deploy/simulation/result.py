@@ -25,7 +25,7 @@ from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore, spread_of
 from penchant.deploy.simulation.race_record import Race
-from penchant.deploy.simulation.served import ModelsChosen, Served, ranked_right, served, why_not_served
+from penchant.deploy.simulation.served import ModelsInUse, Served, ranked_right, served, why_not_served
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.measured import measured_after
@@ -133,7 +133,7 @@ class RunResult:
     shared_tensors: tuple[SharedTensor, ...] = field(default=(), repr=False)
     best_round: int | None = None  # whose factors the run ended with, where they are not the last round's
     served: Served | None = None  # against the population's model, where the share rule has one
-    chosen: ModelsChosen | None = None  # by devices for their people, where they had a choice
+    models_in_use: ModelsInUse | None = None  # by devices for their people, where they had a choice
     race: Race | None = None  # that chose the settings, where one did
     baselines: Mapping[str, float] = field(default_factory=dict, repr=False)  # share -> accuracy, where known
 
@@ -201,8 +201,10 @@ class RunResult:
             given["dp"] = from_table(PrivacyFigures, given["dp"], "dp of the result")
         if "served" in given:
             given["served"] = from_table(Served, given["served"], "served of the result")
-        if "chosen" in given:
-            given["chosen"] = from_table(ModelsChosen, given["chosen"], "chosen of the result")
+        if "models_in_use" in given:
+            given["models_in_use"] = from_table(
+                ModelsInUse, given["models_in_use"], "models_in_use of the result"
+            )
         if "race" in given:
             given["race"] = Race.from_table(given["race"])
         for name, record in _ROWS.items():
@@ -322,7 +324,7 @@ def result_of(
         ),
         best_round=best,
         served=served(against) if against else None,
-        chosen=ModelsChosen.of([score.blend for score in scores if score.blend is not None]),
+        models_in_use=ModelsInUse.of([score.blend for score in scores if score.blend is not None]),
         shared_tensors=tuple(SharedTensor(s.name, tuple(s.shape)) for s in planned.split.shared.specs),
     )
 

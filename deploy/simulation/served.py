@@ -13,7 +13,7 @@ from penchant.common.shares import ONE_FOR_ALL, Head, find_share
 __all__ = [
     "ALPHA",
     "NOT_KNOWN",
-    "ModelsChosen",
+    "ModelsInUse",
     "Served",
     "Versus",
     "beyond_noise",
@@ -86,7 +86,7 @@ def why_not_served(share: str, head: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class ModelsChosen:
+class ModelsInUse:
     """For how many people their device has chosen their own model, everybody's, or the one halfway between,
     by their held-out choices."""
 

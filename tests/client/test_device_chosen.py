@@ -17,7 +17,7 @@ from penchant.client.learning.chosen import Blend
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.settings import section_table
-from penchant.deploy.cli.device.reports import ModelChosen
+from penchant.deploy.cli.device.reports import ModelReport
 
 RUN = bytes(range(16))
 
@@ -70,6 +70,6 @@ def test_an_owner_whose_own_model_gave_way_is_told_which_one_ranks_and_why(
     quality = device.report().quality
     assert quality is not None
     assert quality.personal == quality.common
-    told = ModelChosen.of_blend(gave_way)
+    told = ModelReport.of_blend(gave_way)
     assert (told.own_percent, told.best_percent, told.ahead, told.behind, told.of) == (0, 0, 9, 1, 30)
     assert told.says.startswith("everybody's model is in use")

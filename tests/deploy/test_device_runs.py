@@ -51,7 +51,7 @@ def test_an_owner_lists_runs_and_accepts_one(
     told = json.loads(said)
     assert " ".join(told) == (
         "choices held_out ties lost_ties sources member agent_runs takes_part why_not "
-        "server_heard turned_away last_taken run round rounds_joined runs held_out_right model_chosen "
+        "server_heard turned_away last_taken run round rounds_joined runs held_out_right model_in_use "
         "why_unknown other_settings left refused disk privacy release"
     )
     assert " ".join(told["disk"]) == "vault personal runs attempts choices total vault_most"

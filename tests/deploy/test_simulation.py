@@ -222,7 +222,9 @@ def test_a_fleet_that_finds_its_spread_ends_the_same_when_interrupted_and_withou
     assert one[0] == pytest.approx(other[0], abs=2e-3)
     assert abs(one[0]) > 0
     assert unheld[0] == 0
-    chosen, none = (run_directory.read_result(tmp_path / name)["chosen"] for name in ("whole", "unheld"))
+    chosen, none = (
+        run_directory.read_result(tmp_path / name)["models_in_use"] for name in ("whole", "unheld")
+    )
     assert sum(chosen.values()) == PEOPLE
     assert none is None, "without held-out choices there is nothing to choose by"
 

@@ -366,7 +366,7 @@ def test_a_simulation_is_the_same_batched_or_not(
     assert alone[0] == batched[0], "the same configuration and people, the same run"
     scores = [[score.accuracy for score in result.per_client] for _, result in (alone, batched)]
     assert scores[0] == scores[1]
-    assert alone[1].chosen == batched[1].chosen
+    assert alone[1].models_in_use == batched[1].models_in_use
 
 
 def test_a_simulation_has_the_same_bits_however_many_workers_serve_it(

@@ -7,7 +7,7 @@ import pytest
 
 from penchant.client.learning.chosen import Blend
 from penchant.deploy.simulation.served import (
-    ModelsChosen,
+    ModelsInUse,
     Served,
     Versus,
     beyond_noise,
@@ -37,10 +37,10 @@ def test_holm_by_hand(chances: list[float], found: int) -> None:
 
 def test_which_models_devices_chose_is_counted() -> None:
     blends = [Blend(), Blend(100, 0, 3, 1, 9), Blend(50, 50, 6, 0, 9), Blend(0, 0, 6, 0, 9)]
-    chosen = ModelsChosen.of(blends)
-    assert chosen == ModelsChosen(own=2, halfway=1, everybodys=1)
+    chosen = ModelsInUse.of(blends)
+    assert chosen == ModelsInUse(own=2, halfway=1, everybodys=1)
     assert chosen.words() == "own 2, halfway 1, everybody's 1"
-    assert ModelsChosen.of([]) is None
+    assert ModelsInUse.of([]) is None
 
 
 def test_one_clear_case_among_people_alike() -> None:

@@ -144,7 +144,7 @@ class ReleaseReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelChosen:
+class ModelReport:
     """What was chosen between the owner's own model, everybody's, and the one halfway between.
 
     Attributes:
@@ -198,7 +198,7 @@ class DeviceStatus:
         rounds_joined: in how many rounds of all runs the device took part.
         runs: the runs that asked for it.
         held_out_right: how the "personal" and the "global" model do on the held-out choices.
-        model_chosen: which model was chosen for the owner, and why; none where there was no choice.
+        model_in_use: which model was chosen for the owner, and why; none where there was no choice.
         why_unknown: why that is not known.
         other_settings: whether the model was trained alone, and model.toml says something else by now.
         left: everything that ever left the device.
@@ -225,7 +225,7 @@ class DeviceStatus:
     rounds_joined: int
     runs: tuple[AskedRun, ...]
     held_out_right: Mapping[str, RightAnswers] | None
-    model_chosen: ModelChosen | None
+    model_in_use: ModelReport | None
     why_unknown: str | None
     other_settings: bool
     left: tuple[LeftPart, ...]
@@ -256,7 +256,7 @@ class DeviceStatus:
             rounds_joined=report.rounds_joined,
             runs=tuple(AskedRun.of(run, report.each_run) for run in report.runs),
             held_out_right=None if quality is None else _right(quality),
-            model_chosen=None if report.blend is None else ModelChosen.of_blend(report.blend),
+            model_in_use=None if report.blend is None else ModelReport.of_blend(report.blend),
             why_unknown=report.unknown or None,
             other_settings=report.other_settings,
             left=tuple(LeftPart(name, times, size) for name, times, size in report.left),
