@@ -7,13 +7,13 @@ from typing import Annotated
 
 from penchant.client.learning.chosen import Blend
 from penchant.common.errors import CodecError
-from penchant.common.wire.codec import U8, U32, AtMost, decode_record, encode_record
+from penchant.common.wire.codec import AtMost, decode_record, encode_record
 from penchant.common.wire.messages import MAX_FACTORS, MAX_PLAN, Digest
 
 __all__ = ["Model", "blend_of", "kept_with", "model_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Model:
     """The shared factors that a personal part belongs to, as they were announced, with their plan."""
 
@@ -22,16 +22,12 @@ class Model:
     factors: Annotated[bytes, AtMost(MAX_FACTORS)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _PartContext:
     """A model's record, empty in simulations, and a blend."""
 
     model: Annotated[bytes, AtMost(MAX_PLAN + MAX_FACTORS + 64)]
-    percent: U8
-    tried: U8
-    ahead: U32
-    behind: U32
-    judged: U32
+    blend: Blend
 
 
 def kept_with(model: Model | None, blend: Blend | None) -> bytes:
@@ -40,10 +36,7 @@ def kept_with(model: Model | None, blend: Blend | None) -> bytes:
     model: None where the factors are kept elsewhere. blend: None where there was nothing to choose between.
     """
     record = b"" if model is None else encode_record(model)
-    chosen = Blend() if blend is None else blend
-    return encode_record(
-        _PartContext(record, chosen.percent, chosen.tried, chosen.ahead, chosen.behind, chosen.judged)
-    )
+    return encode_record(_PartContext(record, Blend() if blend is None else blend))
 
 
 def model_of(context: bytes) -> Model:
@@ -55,9 +48,7 @@ def model_of(context: bytes) -> Model:
 def blend_of(context: bytes) -> Blend | None:
     """What was chosen for the person; None where nothing was, or an earlier version has kept it."""
     kept = _kept(context)
-    if kept is None or not kept.judged:
-        return None
-    return Blend(kept.percent, kept.tried, kept.ahead, kept.behind, kept.judged)
+    return None if kept is None or not kept.blend.judged else kept.blend
 
 
 def _kept(context: bytes) -> _PartContext | None:

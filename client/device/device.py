@@ -41,12 +41,11 @@ from penchant.client.device.privacy_report import PrivacyReport, privacy_report
 from penchant.client.device.ranked import Ranked
 from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.best_of_n import Generator
-from penchant.client.learning.blend import blended
 from penchant.client.learning.chosen import Blend
 from penchant.client.learning.doubt import Doubt, doubt_of, numbers_kept
 from penchant.client.learning.in_this_process import InThisProcess
 from penchant.client.learning.laplace import Laplace, probability
-from penchant.client.learning.local_round import judged_on
+from penchant.client.learning.local_round import settled_part
 from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import ModelCache, PlannedModel, device_models
 from penchant.client.learning.newcomer import fit_newcomer, prior_of
@@ -282,8 +281,8 @@ class Device(DeviceHome):
             first = start if kept is None else kept
             personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(planned.plan))
         blend = None
-        if run != ALONE and planned.split.spread_tensor and (held := judged_on(choices.validation)):
-            personal, blend = blended(trainer, shared, start, personal, planned.model.prepare(held))
+        if run != ALONE:
+            personal, blend = settled_part(planned, shared, start, personal, choices.validation)
         context = kept_with(_context(planned, factors), blend)
         kept_as = self.vault.keep_personal(run, number, personal, context, version=version)
         tell("finding out how sure it is")

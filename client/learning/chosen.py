@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from penchant.common.wire.codec import U8, U32
+
 __all__ = ["CHANCE", "Blend", "chance_of"]
 
 CHANCE = 0.05
@@ -25,11 +27,11 @@ class Blend:
         judged: how many were held out.
     """
 
-    percent: int = field(default=100, repr=False)
-    tried: int = field(default=100, repr=False)
-    ahead: int = field(default=0, repr=False)
-    behind: int = field(default=0, repr=False)
-    judged: int = field(default=0, repr=False)
+    percent: U8 = field(default=100, repr=False)
+    tried: U8 = field(default=100, repr=False)
+    ahead: U32 = field(default=0, repr=False)
+    behind: U32 = field(default=0, repr=False)
+    judged: U32 = field(default=0, repr=False)
 
     def words(self) -> str:
         """Which model is in use, and why, in one sentence without its full stop."""

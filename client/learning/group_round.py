@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from penchant.client.learning.blend import blended, with_vote
-from penchant.client.learning.local_round import judged_on, nothing_to_learn, sendable, work
+from penchant.client.learning.blend import with_vote
+from penchant.client.learning.local_round import judged_on, nothing_to_learn, sendable, settled_part, work
 from penchant.client.learning.lockstep import Learner, LockstepTrainer
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.outcome import Counts, Outcome
@@ -93,11 +93,8 @@ def _closed(
     """The closing round: the personal part is fitted, and what is left is judged."""
     made: Made = []
     for job, outcome in zip(jobs, trainer.refit(_learners(jobs, pairs)), strict=True):
-        if isinstance(outcome, Outcome) and planned.split.spread_tensor and judged_on(job.held_out):
-            held_out = planned.model.prepare(judged_on(job.held_out))
-            own, blend = blended(
-                planned.trainer(job.start), job.shared, job.start, outcome.personal, held_out
-            )
+        if isinstance(outcome, Outcome):
+            own, blend = settled_part(planned, job.shared, job.start, outcome.personal, job.held_out)
             outcome = replace(outcome, personal=own, blend=blend)
         made.append(outcome)
     ends = [

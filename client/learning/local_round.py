@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penchant.client.learning.blend import blended, with_vote
+from penchant.client.learning.chosen import Blend
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.outcome import Counts, Outcome
 from penchant.client.learning.trainer import LocalTrainer
@@ -16,7 +17,7 @@ from penchant.common.model.factors import Vector
 from penchant.common.secagg.update_vector import JUDGED_MOST
 from penchant.common.shares import Fitting
 
-__all__ = ["judged_on", "nothing_to_learn", "sendable", "work"]
+__all__ = ["judged_on", "nothing_to_learn", "sendable", "settled_part", "work"]
 
 
 def work(
@@ -43,11 +44,8 @@ def work(
     begin = start if planned.split.rule.fitting is Fitting.ANEW else personal
     if planned.plan.phase == "close":
         outcome = trainer.refit(shared, begin, prepared, seed)
-        if weighs:
-            own, blend = blended(
-                trainer, shared, start, outcome.personal, planned.model.prepare(judged_on(held_out))
-            )
-            outcome = replace(outcome, personal=own, blend=blend)
+        own, blend = settled_part(planned, shared, start, outcome.personal, held_out)
+        outcome = replace(outcome, personal=own, blend=blend)
         judged = _judged(trainer, planned, shared, outcome.personal, held_out)
     else:
         judged = _judged(trainer, planned, shared, personal, held_out)
@@ -57,6 +55,17 @@ def work(
                 outcome, trainer, shared, personal, planned.model.prepare(judged_on(held_out))
             )
     return sendable(replace(outcome, judged=judged))
+
+
+def settled_part(
+    planned: PlannedModel, shared: Vector, start: Vector, personal: Vector, held_out: Sequence[Preference]
+) -> tuple[Vector, Blend | None]:
+    """How much of a fitted personal part stays, by what was held out, and why: all of it, and None, where the
+    rule has no model for all or nothing was held out."""
+    judged = judged_on(held_out)
+    if not (planned.split.spread_tensor and judged):
+        return personal, None
+    return blended(planned.trainer(start), shared, start, personal, planned.model.prepare(judged))
 
 
 def nothing_to_learn() -> DataError:

@@ -250,7 +250,7 @@ class SimulatedDevices:
             counts.ties_expected,
             versus,
             tuple(float(one) for one, pair in zip(margins, pairs, strict=True) if not pair.tie),
-            self._blend(index, run),
+            None if versus is None else self._blend(index, run),
         )
 
     def _blend(self, index: int, run: bytes) -> Blend | None:

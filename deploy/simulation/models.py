@@ -102,11 +102,18 @@ class RunModels:
 
     def of_person(self, name: str) -> MergedModel:
         """The model of one person of the run. UsageError for somebody whom no round reached."""
-        own = self.part(name)
-        if own is None:
+        model = self._own_model(name)
+        if model is None:
             raise UsageError(
                 f"no round of this run reached {name!r}, who has no model of their own; take the shared one"
             )
+        return model
+
+    def _own_model(self, name: str) -> MergedModel | None:
+        """The model of one person of the run; None for somebody whom no round reached."""
+        own = self.part(name)
+        if own is None:
+            return None
         form = learned_from_conversations(self._person(name).train)
         return MergedModel.of(self.planned, self.factors, own, conversations=form)
 
@@ -120,7 +127,7 @@ class RunModels:
         """Everybody's own model for their own pairs, and the shared one for all others'."""
 
         def own(name: str) -> MergedModel | None:
-            return None if name not in self.people or self.part(name) is None else self.of_person(name)
+            return self._own_model(name) if name in self.people else None
 
         def trained_on(name: str) -> set[tuple[str, frozenset[str]]]:
             return {comparison_of(pair) for pair in self._person(name).train}

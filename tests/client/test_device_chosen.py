@@ -64,7 +64,7 @@ def test_an_owner_whose_own_model_gave_way_is_told_which_one_ranks_and_why(
     def blended(trainer: Any, shared: Any, start: Any, personal: Any, held_out: Any) -> tuple[Any, Blend]:
         return start, gave_way
 
-    monkeypatch.setattr("penchant.client.device.device.blended", blended)
+    monkeypatch.setattr("penchant.client.learning.local_round.blended", blended)
     device.train()
     assert gave_way.words() in device.standing().notes()
     quality = device.report().quality
